@@ -1,0 +1,118 @@
+"""Tokens laid out on a grid: frames x height x width, or fewer axes, with text at one end."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from kdsl.errors import SpecError
+
+AXES = ("frames", "height", "width")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A sequence of tokens with coordinates.
+
+    ``Grid(frames=21, height=30, width=52)`` numbers its tokens row-major, width fastest;
+    ``Grid(height=64, width=64)`` is an image and ``Grid(4096)`` a plain sequence.  ``text`` tokens
+    without coordinates stand before (``text_at="start"``) or behind (``"end"``) the visual ones.
+    """
+
+    length: int | None = None
+    frames: int | None = None
+    height: int | None = None
+    width: int | None = None
+    text: int = 0
+    text_at: Literal["start", "end"] = "start"
+
+    def __post_init__(self) -> None:
+        for name in ("length", *AXES):
+            size = getattr(self, name)
+            if size is not None and (
+                not isinstance(size, int) or isinstance(size, bool) or size < 0
+            ):
+                raise SpecError(f"{name}={size!r} is not a token count", where=self._called())
+        if self.text_at not in ("start", "end"):
+            raise SpecError(
+                f"text_at={self.text_at!r}", where=self._called(), hint='"start" or "end"'
+            )
+        if not isinstance(self.text, int) or self.text < 0:
+            raise SpecError(f"text={self.text!r} is not a token count", where=self._called())
+        if (self.length is None) == (not self.axes):
+            raise SpecError(
+                "a grid has either a length or named axes",
+                where=self._called(),
+                hint="Grid(4096), Grid(height=64, width=64) or Grid(frames=21, height=30, width=52)",
+            )
+
+    def _called(self) -> str:
+        fields = ("length", *AXES, "text", "text_at")
+        given = [f"{n}={getattr(self, n)!r}" for n in fields if getattr(self, n) not in (None, 0)]
+        return f"Grid({', '.join(given)})"
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Names of the axes, slowest first; empty for a plain sequence."""
+        return tuple(name for name in AXES if getattr(self, name) is not None)
+
+    @property
+    def letters(self) -> str:
+        """First letters of the axes, ``"FHW"`` for a video; ``"L"`` for a plain sequence."""
+        return "".join(name[0].upper() for name in self.axes) or "L"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the axes, slowest first; a plain sequence has one axis."""
+        return tuple(getattr(self, name) for name in self.axes) or (self.length or 0,)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Tokens between neighbours along each axis, in the original row-major numbering."""
+        return tuple(math.prod(self.shape[i + 1 :]) for i in range(len(self.shape)))
+
+    @property
+    def visual(self) -> int:
+        """Tokens that have coordinates."""
+        return math.prod(self.shape)
+
+    @property
+    def tokens(self) -> int:
+        """All tokens, text included."""
+        return self.visual + self.text
+
+    @property
+    def visual_start(self) -> int:
+        """Position of the first token that has coordinates."""
+        return self.text if self.text_at == "start" else 0
+
+    def axis(self, name: str) -> int:
+        """Position of an axis given by name (``"height"``) or letter (``"H"``)."""
+        for i, (full, letter) in enumerate(zip(self.axes or ("length",), self.letters, strict=True)):
+            if name in (full, letter):
+                return i
+        raise SpecError(
+            f"axis {name!r} is not on this grid",
+            where=repr(self),
+            hint=" or ".join(repr(n) for n in self.axes or ("length",)),
+        )
+
+    def coordinates(self) -> npt.NDArray[np.int32]:
+        """Coordinates of every token, ``[axes, tokens]``; text tokens read 0 on every axis."""
+        out = np.zeros((len(self.shape), self.tokens), np.int32)
+        visual = np.indices(self.shape, dtype=np.int32).reshape(len(self.shape), -1)
+        out[:, self.visual_start : self.visual_start + self.visual] = visual
+        return out
+
+
+def as_grid(tokens: Grid | int, what: str = "tokens") -> Grid:
+    """A grid as it is; a token count as a plain sequence."""
+    if isinstance(tokens, Grid):
+        return tokens
+    if isinstance(tokens, int) and not isinstance(tokens, bool) and tokens >= 0:
+        return Grid(tokens)
+    raise SpecError(f"{what}={tokens!r}", hint=f"{what}=4096 or {what}=Grid(frames=..., height=..., width=...)")
