@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -107,6 +107,21 @@ class Grid:
         visual = np.indices(self.shape, dtype=np.int32).reshape(len(self.shape), -1)
         out[:, self.visual_start : self.visual_start + self.visual] = visual
         return out
+
+    def to_json(self) -> dict[str, int | str]:
+        """The fields that are set."""
+        out: dict[str, int | str] = {
+            name: size for name in ("length", *AXES) if (size := getattr(self, name)) is not None
+        }
+        return {**out, "text": self.text, "text_at": self.text_at} if self.text else out
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> Grid:
+        """The grid written by `to_json`."""
+        return Grid(**value)
+
+    def __repr__(self) -> str:
+        return f"Grid({', '.join(f'{k}={v!r}' for k, v in self.to_json().items())})"
 
 
 def as_grid(tokens: Grid | int, what: str = "tokens") -> Grid:

@@ -1,0 +1,138 @@
+"""Tables: integer arrays that an expression looks up.
+
+A table stands in a spec as name, shape, dtype and range.  Its values are operands of the call, or,
+when small and known on the host, are given with it and stored by digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import keyword
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdsl.errors import SpecError
+from kdsl.expr.nodes import Expr, as_expr
+
+DTYPES = ("int32", "int16", "uint8", "int8")
+LOW, HIGH = -(2**30), 2**30 - 1
+"""Range that a table's values may have unless it says otherwise: a sum of two fits 32 bits."""
+
+
+class Table:
+    """An integer array of one to three axes, named here and given at the call.
+
+    ``doc = table("doc", 4096)`` then ``doc[q] == doc[k]`` in a predicate.  ``low`` and ``high``
+    bound the values (inclusive); narrow bounds make generated code cheaper.
+    """
+
+    __slots__ = ("digest", "dtype", "high", "key", "low", "name", "shape", "values")
+
+    def __init__(
+        self,
+        name: str,
+        shape: int | Sequence[int],
+        dtype: str = "int32",
+        low: int | None = None,
+        high: int | None = None,
+        values: npt.ArrayLike | None = None,
+        digest: str = "",
+    ) -> None:
+        self.name = name
+        self.shape = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
+        self.dtype = dtype
+        self._check()
+        limits = np.iinfo(dtype)
+        self.low = max(LOW, int(limits.min)) if low is None else int(low)
+        self.high = min(HIGH, int(limits.max)) if high is None else int(high)
+        self.values = None if values is None else self.checked(values)
+        self.digest = digest
+        if self.values is not None:
+            self.values.setflags(write=False)
+            self.digest = hashlib.sha256(self.values.tobytes()).hexdigest()[:16]
+        self.key = repr(self.to_json())
+
+    def _check(self) -> None:
+        if not self.name.isidentifier() or keyword.iskeyword(self.name):
+            raise SpecError(f"table name {self.name!r}", hint='a plain identifier such as "doc"')
+        if self.dtype not in DTYPES:
+            raise SpecError(f"table {self.name!r} of {self.dtype}", hint=", ".join(DTYPES))
+        if not 1 <= len(self.shape) <= 3 or math.prod(self.shape) >= 2**31:
+            raise SpecError(
+                f"table {self.name!r} of shape {self.shape}",
+                hint="one to three axes, fewer than 2**31 entries",
+            )
+
+    def __getitem__(self, index: Expr | int | tuple[Expr | int, ...]) -> Expr:
+        at = tuple(as_expr(i) for i in (index if isinstance(index, tuple) else (index,)))
+        if len(at) != len(self.shape):
+            raise SpecError(f"table {self.name!r} has {len(self.shape)} axes, got {len(at)} indices")
+        if any(i.is_bool for i in at):
+            raise SpecError(f"table {self.name!r} is looked up by integers")
+        return Expr("table", at, self)
+
+    def __repr__(self) -> str:
+        digest = f", digest={self.digest!r}" if self.digest else ""
+        return (
+            f"Table({self.name!r}, {self.shape}, {self.dtype!r}, {self.low}, {self.high}{digest})"
+        )
+
+    def to_json(self) -> list[object]:
+        """Everything but the values, which the digest stands for."""
+        return [self.name, list(self.shape), self.dtype, self.low, self.high, self.digest]
+
+    @staticmethod
+    def from_json(value: list[Any]) -> Table:
+        """The table written by `to_json`; its values come with the call."""
+        name, shape, dtype, low, high, digest = value
+        return Table(name, shape, dtype, low, high, digest=digest)
+
+    def checked(self, values: npt.ArrayLike) -> npt.NDArray[np.integer]:
+        """Values as a C-contiguous array of the table's dtype; SpecError if they do not fit it."""
+        array = np.asarray(values)
+        if array.shape != self.shape:
+            raise SpecError(f"table {self.name!r} has shape {self.shape}, got {array.shape}")
+        if array.dtype.kind not in "iub":
+            raise SpecError(f"table {self.name!r} holds integers, got {array.dtype}")
+        if array.size and not (self.low <= int(array.min()) and int(array.max()) <= self.high):
+            raise SpecError(
+                f"table {self.name!r} holds {int(array.min())}..{int(array.max())}",
+                where=repr(self),
+                hint=f"values from {self.low} to {self.high}, or another low= and high=",
+            )
+        return np.ascontiguousarray(array, dtype=self.dtype)
+
+
+def table(
+    name: str | npt.ArrayLike,
+    shape: int | Sequence[int] | None = None,
+    dtype: str = "int32",
+    low: int | None = None,
+    high: int | None = None,
+) -> Table:
+    """A table by name and shape (values come with the call), or from values known now.
+
+    ``table("doc", 4096)`` or ``table([0, 0, 1, 1, 2])``.
+    """
+    if isinstance(name, str):
+        if shape is None:
+            raise SpecError(f"table {name!r} needs a shape", hint=f"table({name!r}, 4096)")
+        return Table(name, shape, dtype, low, high)
+    array = np.asarray(name)
+    if array.dtype.kind not in "iub":
+        raise SpecError(f"a table holds integers, got {array.dtype}")
+    array = np.ascontiguousarray(array, dtype=dtype)
+    digest = hashlib.sha256(array.tobytes()).hexdigest()
+    bounds = (int(array.min()), int(array.max())) if array.size else (0, 0)
+    return Table(
+        f"t_{digest[:10]}",
+        array.shape,
+        dtype,
+        bounds[0] if low is None else low,
+        bounds[1] if high is None else high,
+        array,
+    )

@@ -1,0 +1,250 @@
+"""The mask value, traced predicates, and maps of blocks."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from kdsl.errors import SpecError
+from kdsl.expr.evaluate import evaluate
+from kdsl.expr.nodes import Expr, Index, as_expr, boolean, var
+from kdsl.expr.tables import Table
+from kdsl.grid import Grid
+
+if TYPE_CHECKING:
+    from kdsl.orders import Order
+
+INDEX_NAMES = ("q", "k", "head", "batch", "qs", "ks")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Mask:
+    """Which query sees which key: one truth value over ``q``, ``k``, ``head``, ``batch``.
+
+    ``variants`` holds one expression for all query heads, or one for each.  ``queries`` and ``keys``
+    are the grids that the expressions speak of (None: any), ``order`` the one whose stored
+    positions they speak of (block maps only).
+    """
+
+    variants: tuple[Expr, ...]
+    queries: Grid | None = None
+    keys: Grid | None = None
+    order: Order | None = None
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        for expr in self.variants:
+            if not expr.is_bool:
+                raise SpecError(
+                    "a mask is a truth value, this is an integer",
+                    where=repr(expr),
+                    hint="a comparison such as `q >= k`",
+                )
+        name = "|".join(e.key for e in self.variants)
+        object.__setattr__(self, "key", f"{name}|{self.queries!r}|{self.keys!r}|{self.order!r}")
+
+    def head(self, head: int) -> Expr:
+        """The expression of one query head."""
+        return self.variants[head if len(self.variants) > 1 else 0]
+
+    def tables(self) -> tuple[Table, ...]:
+        """Tables that occur, in order of first use."""
+        found: dict[str, Table] = {}
+        for expr in self.variants:
+            for node in expr.walk():
+                if node.op == "table":
+                    held = found.setdefault(node.data.name, node.data)
+                    if held.key != node.data.key:
+                        raise SpecError(
+                            f"two tables are named {held.name!r}",
+                            where=f"{held!r} and {node.data!r}",
+                        )
+        return tuple(found.values())
+
+    def block_maps(self) -> tuple[BlockMap, ...]:
+        """Block maps that occur and are not resolved to tables yet."""
+        nodes = (n for e in self.variants for n in e.walk() if n.op == "blocks")
+        return tuple({n.data.name: n.data for n in nodes}.values())
+
+    def dense(
+        self,
+        queries: npt.ArrayLike,
+        keys: npt.ArrayLike,
+        *,
+        head: int = 0,
+        batch: int = 0,
+        tables: Mapping[str, npt.NDArray[Any]] | None = None,
+        stored: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
+    ) -> npt.NDArray[np.bool_]:
+        """The mask of some original tokens, ``[queries, keys]``: the truth, for tests and pictures.
+
+        ``stored`` gives their stored positions, which block maps need.
+        """
+        q, k = np.asarray(queries)[:, None], np.asarray(keys)[None, :]
+        indices: dict[str, npt.ArrayLike] = {"q": q, "k": k, "head": head, "batch": batch}
+        if stored is not None:
+            indices["qs"] = np.asarray(stored[0])[:, None]
+            indices["ks"] = np.asarray(stored[1])[None, :]
+        return evaluate(self.head(head), indices, tables)
+
+    def _with(self, other: Mask | bool, join: Callable[[Expr, Expr], Expr]) -> Mask:
+        other = as_mask(other)
+        n = max(len(self.variants), len(other.variants))
+        if {len(self.variants), len(other.variants)} - {1, n}:
+            raise SpecError(
+                f"masks for {len(self.variants)} and {len(other.variants)} heads do not combine"
+            )
+        pairs = zip(self._spread(n), other._spread(n), strict=True)
+        return Mask(
+            tuple(join(a, b) for a, b in pairs),
+            _agree(self.queries, other.queries, "query grids"),
+            _agree(self.keys, other.keys, "key grids"),
+            _agree(self.order, other.order, "orders"),
+        )
+
+    def _spread(self, n: int) -> tuple[Expr, ...]:
+        return self.variants if len(self.variants) == n else self.variants * n
+
+    def map(self, change: Callable[[Expr], Expr]) -> Mask:
+        """The same mask with its expressions changed."""
+        return replace(self, variants=tuple(change(e) for e in self.variants))
+
+    def __and__(self, other: Mask | bool) -> Mask:
+        return self._with(other, lambda a, b: a & b)
+
+    def __or__(self, other: Mask | bool) -> Mask:
+        return self._with(other, lambda a, b: a | b)
+
+    def __xor__(self, other: Mask | bool) -> Mask:
+        return self._with(other, lambda a, b: a ^ b)
+
+    def __invert__(self) -> Mask:
+        return self.map(lambda e: ~e)
+
+    def __bool__(self) -> bool:
+        raise SpecError("a mask has no truth value", hint="`&`, `|`, `~`, not `and`, `or`, `not`")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mask) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __str__(self) -> str:
+        texts = [repr(e) for e in self.variants]
+        return texts[0] if len(texts) == 1 else "\n".join(f"head {h}: {t}" for h, t in enumerate(texts))
+
+    def __repr__(self) -> str:
+        from kdsl.masks.written import mask_source
+
+        return mask_source(self)
+
+    def show(self, tokens: int | Grid, keys: int | Grid | None = None, **options: Any) -> str:
+        """A picture in characters; see `kdsl.draw.show`."""
+        from kdsl.draw import show
+
+        return show(self, tokens, keys, **options)
+
+    def svg(self, tokens: int | Grid, keys: int | Grid | None = None, **options: Any) -> str:
+        """A picture as SVG text; see `kdsl.draw.svg`."""
+        from kdsl.draw import svg
+
+        return svg(self, tokens, keys, **options)
+
+
+T = TypeVar("T")
+
+
+def _agree(a: T | None, b: T | None, what: str) -> T | None:
+    if a is not None and b is not None and a != b:
+        raise SpecError(f"the masks speak of different {what}", where=f"{a!r} and {b!r}")
+    return b if a is None else a
+
+
+def as_mask(value: object) -> Mask:
+    """A mask as it is; True and False as the constant ones; a sequence as one mask a head."""
+    if isinstance(value, Mask):
+        return value
+    if isinstance(value, bool):
+        return Mask((boolean(value),))
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return per_head(value)
+    raise SpecError(f"{value!r} is not a mask", hint="masks.causal(), masks.predicate(lambda q, k: ...)")
+
+
+def everything() -> Mask:
+    """Every query sees every key."""
+    return as_mask(True)
+
+
+def nothing() -> Mask:
+    """No query sees any key: outputs 0, log-sum-exp minus infinity."""
+    return as_mask(False)
+
+
+def per_head(masks: Sequence[Mask]) -> Mask:
+    """One mask for each query head, head 0 first."""
+    given = [as_mask(m) for m in masks]
+    if not given or any(len(m.variants) > 1 for m in given):
+        raise SpecError("per_head takes one plain mask for each head")
+    out = given[0]
+    for m in given[1:]:
+        # Only to check that the grids and orders agree.
+        out = m._with(out, lambda a, _: a)
+    return replace(out, variants=tuple(m.variants[0] for m in given))
+
+
+def predicate(
+    rule: Callable[..., object],
+    grid: Grid | None = None,
+    keys: Grid | None = None,
+    order: Order | None = None,
+) -> Mask:
+    """A mask from a function of indices: ``predicate(lambda q, k: (q - k) % 7 == 0)``.
+
+    The function's parameters are any of ``q, k`` (original tokens), ``head``, ``batch``; it is
+    called once with symbols.  With a grid, ``q.frames``, ``q.height``, ``q.width`` are coordinates;
+    ``keys`` is the keys' grid where it differs.  Use ``&``, ``|``, ``~``, `where` instead of
+    ``and``, ``or``, ``not``, ``if``.  ``order`` is the one whose stored positions ``qs`` and ``ks``
+    are, in masks that speak of them.
+    """
+    names = list(inspect.signature(rule).parameters)
+    unknown = [n for n in names if n not in INDEX_NAMES]
+    if unknown:
+        raise SpecError(
+            f"predicate parameter {unknown[0]!r}", hint=f"any of {', '.join(INDEX_NAMES[:4])}"
+        )
+    keys = keys or grid
+    grids = {"q": grid, "k": keys}
+    symbols = [Index(n, grids[n]) if n in grids else var(n) for n in names]
+    return Mask((as_expr(rule(*symbols)),), grid, keys, order)
+
+
+@dataclass(frozen=True)
+class BlockMap:
+    """Kept blocks as a table known at the call: one map for all query heads, or one for each.
+
+    Its size follows from the spec that uses it.  ``block`` is (queries, keys) a block.
+    """
+
+    name: str
+    block: tuple[int, int]
+    shared: bool = False
+
+    @property
+    def key(self) -> str:
+        """Identity within an expression."""
+        return repr(self)
+
+    def __getitem__(self, index: tuple[Expr, ...]) -> Expr:
+        return Expr("blocks", tuple(as_expr(i) for i in index), self)
+
+    def resolve(self, heads: int, query_tokens: int, key_tokens: int) -> Table:
+        """The table of kept blocks, ``[heads or 1, rows, columns]`` of 0 and 1."""
+        rows, columns = -(-query_tokens // self.block[0]), -(-key_tokens // self.block[1])
+        return Table(self.name, (1 if self.shared else heads, rows, columns), "uint8", 0, 1)
