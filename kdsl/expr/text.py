@@ -33,8 +33,9 @@ def to_text(expr: Expr, *, source: bool = False) -> str:
 
 
 def _text(node: Expr, text: dict[str, str], source: bool) -> str:
-    def operand(arg: Expr) -> str:
-        plain = arg.op not in _INFIX or (arg.op == node.op and node.op in _CHAINS)
+    def operand(arg: Expr, first: bool = True) -> str:
+        # Only the left operand of a chain goes bare: the text must parse back to the same tree.
+        plain = arg.op not in _INFIX or (first and arg.op == node.op and node.op in _CHAINS)
         return text[arg.key] if plain else f"({text[arg.key]})"
 
     args = [text[a.key] for a in node.args]
@@ -58,4 +59,4 @@ def _text(node: Expr, text: dict[str, str], source: bool) -> str:
         return f"{repr(node.data) if source else node.data.name}[{', '.join(args)}]"
     if node.op in _CALLS:
         return f"{_CALLS[node.op]}({', '.join(args)})"
-    return f"{operand(node.args[0])} {_INFIX[node.op]} {operand(node.args[1])}"
+    return f"{operand(node.args[0])} {_INFIX[node.op]} {operand(node.args[1], False)}"
