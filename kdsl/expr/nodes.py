@@ -82,7 +82,8 @@ class Expr:
         done: dict[str, Expr] = {}
         for node in self.walk():
             args = tuple(done[a.key] for a in node.args)
-            fresh = node if args == node.args else make(node.op, args, node.data)
+            kept = all(a is b for a, b in zip(args, node.args, strict=True))
+            fresh = node if kept else make(node.op, args, node.data)
             changed = change(fresh)
             done[node.key] = fresh if changed is None else changed
         return done[self.key]
