@@ -65,7 +65,9 @@ class Blocks:
     @property
     def density(self) -> float:
         """Kept blocks over all blocks, mean over heads."""
-        return float(self.counts.mean() / self.columns) if self.counts.size and self.columns else 0.0
+        return (
+            float(self.counts.mean() / self.columns) if self.counts.size and self.columns else 0.0
+        )
 
     @property
     def partial_share(self) -> float:

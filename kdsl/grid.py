@@ -92,7 +92,9 @@ class Grid:
 
     def axis(self, name: str) -> int:
         """Position of an axis given by name (``"height"``) or letter (``"H"``)."""
-        for i, (full, letter) in enumerate(zip(self.axes or ("length",), self.letters, strict=True)):
+        for i, (full, letter) in enumerate(
+            zip(self.axes or ("length",), self.letters, strict=True)
+        ):
             if name in (full, letter):
                 return i
         raise SpecError(
@@ -130,4 +132,6 @@ def as_grid(tokens: Grid | int, what: str = "tokens") -> Grid:
         return tokens
     if isinstance(tokens, int) and not isinstance(tokens, bool) and tokens >= 0:
         return Grid(tokens)
-    raise SpecError(f"{what}={tokens!r}", hint=f"{what}=4096 or {what}=Grid(frames=..., height=..., width=...)")
+    raise SpecError(
+        f"{what}={tokens!r}", hint=f"{what}=4096 or {what}=Grid(frames=..., height=..., width=...)"
+    )

@@ -93,9 +93,7 @@ def look_up(
     return values[tuple(at)].astype(np.int64)
 
 
-def table_values(
-    table: Table, tables: Mapping[str, npt.NDArray[Any]] | None
-) -> npt.NDArray[Any]:
+def table_values(table: Table, tables: Mapping[str, npt.NDArray[Any]] | None) -> npt.NDArray[Any]:
     """The values of a table: those it holds, else those given under its name."""
     if table.values is not None:
         return table.values

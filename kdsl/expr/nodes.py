@@ -17,7 +17,21 @@ if TYPE_CHECKING:
     from kdsl.grid import Grid
 
 INT_OPS = frozenset(
-    {"const", "var", "coord", "table", "add", "sub", "mul", "floordiv", "mod", "min", "max", "abs", "where"}
+    {
+        "const",
+        "var",
+        "coord",
+        "table",
+        "add",
+        "sub",
+        "mul",
+        "floordiv",
+        "mod",
+        "min",
+        "max",
+        "abs",
+        "where",
+    }
 )
 BOOL_OPS = frozenset({"bool", "visual", "blocks", "lt", "le", "eq", "ne", "and", "or", "not"})
 VARIABLES = ("q", "k", "qs", "ks", "head", "batch", "s")
@@ -303,17 +317,28 @@ def make(op: str, args: tuple[Expr, ...], data: Any = None) -> Expr:
 
 
 def _check(op: str, args: tuple[Expr, ...]) -> None:
-    wants_bool = {"and": (True, True), "or": (True, True), "not": (True,), "where": (True, False, False)}
+    wants_bool = {
+        "and": (True, True),
+        "or": (True, True),
+        "not": (True,),
+        "where": (True, False, False),
+    }
     if op in ("table", "coord", "visual", "blocks"):
         return
     wanted = wants_bool.get(op, (False,) * len(args))
     for arg, boolean_wanted in zip(args, wanted, strict=True):
         if arg.is_bool != boolean_wanted:
-            kind, found = ("truth value", "integer") if boolean_wanted else ("integer", "truth value")
-            hint = "compare it first, e.g. `x == 0`" if boolean_wanted else "`where(condition, 1, 0)`"
+            kind, found = (
+                ("truth value", "integer") if boolean_wanted else ("integer", "truth value")
+            )
+            hint = (
+                "compare it first, e.g. `x == 0`" if boolean_wanted else "`where(condition, 1, 0)`"
+            )
             raise SpecError(f"{op!r} takes a {kind}, got an {found}", where=repr(arg), hint=hint)
     if op in ("floordiv", "mod") and args[1].value is not None and args[1].value <= 0:
-        raise SpecError(f"division by {args[1].value}", where=repr(args[0]), hint="a positive divisor")
+        raise SpecError(
+            f"division by {args[1].value}", where=repr(args[0]), hint="a positive divisor"
+        )
 
 
 def _simplify(op: str, args: tuple[Expr, ...], values: tuple[int | None, ...]) -> Expr | None:

@@ -70,7 +70,9 @@ class Table:
     def __getitem__(self, index: Expr | int | tuple[Expr | int, ...]) -> Expr:
         at = tuple(as_expr(i) for i in (index if isinstance(index, tuple) else (index,)))
         if len(at) != len(self.shape):
-            raise SpecError(f"table {self.name!r} has {len(self.shape)} axes, got {len(at)} indices")
+            raise SpecError(
+                f"table {self.name!r} has {len(self.shape)} axes, got {len(at)} indices"
+            )
         if any(i.is_bool for i in at):
             raise SpecError(f"table {self.name!r} is looked up by integers")
         return Expr("table", at, self)

@@ -88,7 +88,10 @@ def leaf(
         else:
             test = " or ".join(f"head == {h}" for h in heads)
             lines.append(f"    {'if' if i == 0 else 'elif'} {test}:")
-        lines += [*body, f"        out = out & ({result})" if is_mask else f"        out = {result}"]
+        lines += [
+            *body,
+            f"        out = out & ({result})" if is_mask else f"        out = {result}",
+        ]
     return "\n".join([*lines, "    return out", ""])
 
 

@@ -31,8 +31,8 @@ class Boxes:
     """
 
     first: Ints
-    low: Mapping[str, Ints]
-    high: Mapping[str, Ints]
+    low: Mapping[str, npt.NDArray[Any]]
+    high: Mapping[str, npt.NDArray[Any]]
     tight: bool
 
     def hull(self) -> Boxes:
@@ -43,6 +43,11 @@ class Boxes:
         low = {name: np.minimum.reduceat(v, at) for name, v in self.low.items()}
         high = {name: np.maximum.reduceat(v, at) for name, v in self.high.items()}
         return Boxes(np.arange(len(at) + 1), low, high, False)
+
+    def narrow(self) -> Boxes:
+        """The same in 32-bit integers, which halves what a reader moves."""
+        low, high = ({n: v.astype(np.int32) for n, v in d.items()} for d in (self.low, self.high))
+        return Boxes(self.first, low, high, self.tight)
 
 
 @dataclass(frozen=True)

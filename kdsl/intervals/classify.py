@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from kdsl.blocks import Blocks, from_lists, stack_heads
 from kdsl.errors import SpecError
+from kdsl.expr.bounds import bounds
 from kdsl.expr.nodes import Expr
 from kdsl.grid import Grid
 from kdsl.intervals.boxes import Boxes, Side
@@ -97,9 +98,12 @@ def _one(
         return from_lists(nothing, nothing, nothing > 0, (1, 1, rows), block, *tokens)
     made: dict[tuple[int, int], Boxes] = {}
 
+    narrow = _fits_int32(expr, tokens)
+
     def boxes(which: int, size: int) -> Boxes:
         if (which, size) not in made:
-            made[which, size] = sides[which].boxes(size)
+            found = sides[which].boxes(size)
+            made[which, size] = found.narrow() if narrow else found
         return made[which, size]
 
     def reader(sizes: tuple[int, int], hull: bool) -> Reader:
@@ -112,6 +116,13 @@ def _one(
     return from_lists(
         found.row, found.column, found.partial, (1, 1, rows), block, tokens[0], tokens[1]
     )
+
+
+def _fits_int32(expr: Expr, tokens: tuple[int, int]) -> bool:
+    """Whether no sum of terms that the reader may form can leave 32 bits."""
+    last = {name: (0, n - 1) for name, n in zip("qk", tokens, strict=True)}
+    found = bounds(expr, last | {"qs": last["q"], "ks": last["k"]})
+    return sum(max(abs(low), abs(high)) for low, high in found.values()) < 2**31
 
 
 def _cuts(block: tuple[int, int]) -> tuple[tuple[int, int], ...]:

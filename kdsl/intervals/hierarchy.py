@@ -119,7 +119,9 @@ def _over_boxes(
 ) -> tuple[Array, Array]:
     """(may, must) of blocks from their boxes; notes blocks with a box that is all true or all false."""
     queries, keys = reader.sides["q"], reader.sides["k"]
-    if len(queries.first) - 1 == len(queries.low["s"]) and len(keys.first) - 1 == len(keys.low["s"]):
+    if len(queries.first) - 1 == len(queries.low["s"]) and len(keys.first) - 1 == len(
+        keys.low["s"]
+    ):
         return read(reader, i, j)
     may, must = np.empty(len(i), np.bool_), np.empty(len(i), np.bool_)
     for at in range(0, len(i), CHUNK // 4):

@@ -88,7 +88,7 @@ class Reader:
     def atom(self, node: Expr) -> Range:
         """A variable, coordinate, table entry or constant."""
         if node.op == "const":
-            return Range("c", np.int64(node.data), np.int64(node.data), frozenset(), True, True)
+            return Range("c", node.data, node.data, frozenset(), True, True)
         if node.op == "table":
             return self.tables.read(self, node)
         if node.op == "coord":
@@ -121,7 +121,9 @@ class Reader:
         terms = {f"{name}.base": (1, Expr("var", (), name))}
         if "0" in side.low:
             for axis, stride in enumerate(grid.strides):
-                node = Expr("coord", (Expr("var", (), name),), (grid.shape, grid.visual_start, axis))
+                node = Expr(
+                    "coord", (Expr("var", (), name),), (grid.shape, grid.visual_start, axis)
+                )
                 terms[node.key] = (stride, node)
         return Linear(0, terms)
 

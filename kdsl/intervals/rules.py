@@ -47,9 +47,7 @@ def integer(reader: Reader, node: Expr) -> Range:
 
 def _choose(where: Any, at: tuple[Range, ...], names: frozenset[str]) -> Range:
     condition, a, b = at
-    low = np.where(
-        condition.low, a.low, np.where(condition.high, np.minimum(a.low, b.low), b.low)
-    )
+    low = np.where(condition.low, a.low, np.where(condition.high, np.minimum(a.low, b.low), b.low))
     high = np.where(
         condition.low, a.high, np.where(condition.high, np.maximum(a.high, b.high), b.high)
     )
@@ -125,7 +123,9 @@ def _visual(reader: Reader, node: Expr) -> Range:
         return Range(token.data, low, high, frozenset(), side.tight, side.tight)
     r = reader.read(token)
     may = (r.high >= start) & (r.low < start + count)
-    return Range(r.where, (r.low >= start) & (r.high < start + count), may, r.names, r.dense, r.tight)
+    return Range(
+        r.where, (r.low >= start) & (r.high < start + count), may, r.names, r.dense, r.tight
+    )
 
 
 Limits = tuple[float, float]

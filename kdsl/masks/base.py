@@ -137,7 +137,11 @@ class Mask:
 
     def __str__(self) -> str:
         texts = [repr(e) for e in self.variants]
-        return texts[0] if len(texts) == 1 else "\n".join(f"head {h}: {t}" for h, t in enumerate(texts))
+        return (
+            texts[0]
+            if len(texts) == 1
+            else "\n".join(f"head {h}: {t}" for h, t in enumerate(texts))
+        )
 
     def __repr__(self) -> str:
         from kdsl.masks.written import mask_source
@@ -174,7 +178,9 @@ def as_mask(value: object) -> Mask:
         return Mask((boolean(value),))
     if isinstance(value, Sequence) and not isinstance(value, str):
         return per_head(value)
-    raise SpecError(f"{value!r} is not a mask", hint="masks.causal(), masks.predicate(lambda q, k: ...)")
+    raise SpecError(
+        f"{value!r} is not a mask", hint="masks.causal(), masks.predicate(lambda q, k: ...)"
+    )
 
 
 def everything() -> Mask:

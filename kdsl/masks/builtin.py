@@ -33,7 +33,9 @@ def window(
     """
     if isinstance(size, int):
         if extent is not None or size < 1:
-            raise SpecError(f"window({size}, {extent})", hint="window(4096) or window(grid, (5, 9, 9))")
+            raise SpecError(
+                f"window({size}, {extent})", hint="window(4096) or window(grid, (5, 9, 9))"
+            )
         return predicate(lambda q, k: abs(q - k) < size)
     reach = [n // 2 for n in _per_axis(size, extent, "window extent")]
     return _near(size, keys, reach, [1] * len(reach))

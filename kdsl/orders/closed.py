@@ -116,7 +116,9 @@ class Cubes(Order):
     def is_identity(self) -> bool:
         """Whether the cubes are so long or so flat that nothing moves."""
         n = next((i for i, c in enumerate(self.cube) if c > 1), len(self.cube))
-        return all(c >= size for c, size in zip(self.cube[n + 1 :], self.grid.shape[n + 1 :], strict=True))
+        return all(
+            c >= size for c, size in zip(self.cube[n + 1 :], self.grid.shape[n + 1 :], strict=True)
+        )
 
     @property
     def expr(self) -> Expr:

@@ -96,6 +96,3 @@ def check_bijection(index: npt.NDArray[np.integer], tokens: int, name: str) -> N
             f"{int(first[index[at]])} and {at}",
             hint=f"every token from 0 to {tokens - 1} once",
         )
-
-
-

@@ -1,0 +1,74 @@
+"""Expressions as canonical JSON values, and their structure without sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kdsl.errors import SpecError
+from kdsl.expr.nodes import BOOL_OPS, INT_OPS, VARIABLES, Expr, make
+from kdsl.expr.tables import Table
+
+
+def to_json(expr: Expr) -> list[Any]:
+    """The distinct nodes in order, arguments by number; the last one is the expression."""
+    number: dict[str, int] = {}
+    out: list[Any] = []
+    for node in expr.walk():
+        number[node.key] = len(out)
+        out.append([node.op, _data(node), *(number[a.key] for a in node.args)])
+    return out
+
+
+def _data(node: Expr) -> Any:
+    if node.op == "table":
+        return node.data.to_json()
+    if node.op == "blocks":
+        return [node.data.name, list(node.data.block), node.data.shared]
+    if node.op in ("coord", "visual"):
+        return [list(d) if isinstance(d, tuple) else d for d in node.data]
+    return node.data
+
+
+def from_json(value: list[Any]) -> Expr:
+    """The expression written by `to_json`; operations, indices and names are checked."""
+    nodes: list[Expr] = []
+    for op, data, *args in value:
+        if op not in INT_OPS | BOOL_OPS:
+            raise SpecError(f"unknown operation {op!r}", hint=", ".join(sorted(INT_OPS | BOOL_OPS)))
+        nodes.append(make(op, tuple(nodes[i] for i in args), _from_data(op, data)))
+    return nodes[-1]
+
+
+def _from_data(op: str, data: Any) -> Any:
+    if op == "table":
+        return Table.from_json(data)
+    if op == "blocks":
+        from kdsl.masks.base import BlockMap
+
+        name, block, shared = data
+        return BlockMap(str(name), (int(block[0]), int(block[1])), bool(shared))
+    if op == "coord":
+        return (tuple(map(int, data[0])), int(data[1]), int(data[2]))
+    if op == "visual":
+        return (int(data[0]), int(data[1]))
+    if op == "var" and data not in VARIABLES:
+        raise SpecError(f"unknown index {data!r}", hint=", ".join(VARIABLES))
+    return int(data) if op in ("const", "bool") else data
+
+
+def structure(expr: Expr) -> list[Any]:
+    """The tree without constants, tables and sizes: what makes a program another program."""
+    number: dict[str, int] = {}
+    out: list[Any] = []
+    for node in expr.walk():
+        number[node.key] = len(out)
+        out.append([node.op, _kind(node), *(number[a.key] for a in node.args)])
+    return out
+
+
+def _kind(node: Expr) -> Any:
+    if node.op == "table":
+        return [len(node.data.shape), node.data.dtype]
+    if node.op == "coord":
+        return [len(node.data[0]), node.data[2]]
+    return node.data if node.op in ("var", "bool") else None

@@ -1,0 +1,125 @@
+"""Quantization layouts: how numbers are coded, and over which groups they share a scale."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdsl.errors import InputError, SpecError
+
+CODES = {"int8": 127}
+"""Signed symmetric codes and their largest magnitude."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Codes of ``[..., tokens, channels]`` with one scale for each group.
+
+    ``group`` is (tokens, channels) a scale, None for the whole axis: ``(1, None)`` is per token,
+    ``(None, 1)`` per channel.  ``value = code * scale``; the last group of tokens may be shorter.
+    """
+
+    code: str
+    group: tuple[int | None, int | None]
+    scale_dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.code not in CODES:
+            raise SpecError(f"code {self.code!r}", hint=" or ".join(CODES))
+        if self.scale_dtype != "float32":
+            raise SpecError(f"scales of {self.scale_dtype}", hint='"float32"')
+        if any(g is not None and g < 1 for g in self.group):
+            raise SpecError(f"scale group {self.group}", hint="sizes of at least 1, or None")
+
+    def scale_shape(self, tokens: int, channels: int) -> tuple[int, int]:
+        """Groups along tokens and channels."""
+        sizes = zip((tokens, channels), self.group, strict=True)
+        rows, columns = (1 if g is None else -(-n // g) for n, g in sizes)
+        return rows, columns
+
+    def nbytes(self, shape: tuple[int, ...]) -> int:
+        """Bytes of codes and scales for a tensor of this shape."""
+        *lead, tokens, channels = shape
+        rows, columns = self.scale_shape(tokens, channels)
+        return math.prod(lead) * (tokens * channels + 4 * rows * columns)
+
+    def check(self, channels: int) -> None:
+        """SpecError if a group cannot divide the channels."""
+        size = self.group[1]
+        if size is not None and channels % size:
+            fits = [str(n) for n in (16, 32, 64, 128) if channels % n == 0]
+            raise SpecError(
+                f"groups of {size} channels do not divide {channels}",
+                where=repr(self),
+                hint=", ".join(fits) or str(channels),
+            )
+
+    def quantize(self, x: npt.ArrayLike) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+        """(codes ``[..., tokens, channels]``, scales ``[..., groups, groups]``), in float32.
+
+        ``scale = max|x| / 127`` over the group, codes rounded to nearest, ties to even.  A group of
+        zeros has scale 0.  A group that holds NaN or an infinity has codes 0 and a scale of NaN, so
+        that it comes back as NaN.
+        """
+        values = np.asarray(x, dtype=np.float32)
+        if values.ndim < 2:
+            raise InputError(f"shape {values.shape}", hint="[..., tokens, channels]")
+        self.check(values.shape[-1])
+        largest = self._largest(np.abs(values))
+        with np.errstate(invalid="ignore"):
+            scale = largest / np.float32(CODES[self.code])
+        scale = np.where(np.isfinite(scale), scale, np.float32(np.nan)).astype(np.float32)
+        spread = self._spread(scale, values.shape)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            codes = np.rint(values / spread)
+        codes = np.where(np.isfinite(codes) & (spread > 0), codes, 0)
+        return codes.astype(np.int8), scale
+
+    def dequantize(self, codes: npt.ArrayLike, scale: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """The values that codes and scales stand for."""
+        held = np.asarray(codes)
+        spread = self._spread(np.asarray(scale, dtype=np.float32), held.shape)
+        return held.astype(np.float32) * spread
+
+    def _largest(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        for axis, size in zip((-2, -1), self.group, strict=True):
+            n = x.shape[axis]
+            at = np.arange(0, max(n, 1), n if size is None and n else size or 1)
+            x = np.maximum.reduceat(x, at, axis=axis) if n else x
+        return x
+
+    def _spread(self, scale: npt.NDArray[np.float32], shape: tuple[int, ...]) -> Any:
+        for axis, size in zip((-2, -1), self.group, strict=True):
+            if size is not None:
+                n = shape[axis]
+                scale = np.take(np.repeat(scale, size, axis=axis), np.arange(n), axis=axis)
+        return scale
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields."""
+        return {"code": self.code, "group": list(self.group), "scale_dtype": self.scale_dtype}
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> Layout:
+        """The layout written by `to_json`."""
+        return Layout(value["code"], tuple(value["group"]), value["scale_dtype"])
+
+
+def int8(per: str = "token", block: int = 64) -> Layout:
+    """Signed 8-bit codes with a scale per ``"token"``, ``"channel"``, ``"block"`` or ``"tensor"``.
+
+    ``block`` counts the tokens of a block, whose scale covers all channels.
+    """
+    groups: dict[str, tuple[int | None, int | None]] = {
+        "token": (1, None),
+        "channel": (None, 1),
+        "block": (block, None),
+        "tensor": (None, None),
+    }
+    if per not in groups:
+        raise SpecError(f"int8(per={per!r})", hint=" or ".join(map(repr, groups)))
+    return Layout("int8", groups[per])

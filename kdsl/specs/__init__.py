@@ -1,0 +1,38 @@
+"""Specs: what a kernel computes, as frozen values.
+
+Equal by structure, one canonical JSON form, two hashes: ``fingerprint`` of the whole, and
+``program`` of what makes the generated program another one (no sizes, constants or tables).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kdsl.errors import SpecError
+from kdsl.specs.attention import HEAD_DIMS, Attention
+from kdsl.specs.common import DTYPES, as_array, canonical, digest
+from kdsl.specs.permute import Permute
+
+__all__ = [
+    "DTYPES",
+    "HEAD_DIMS",
+    "Attention",
+    "Permute",
+    "Spec",
+    "as_array",
+    "canonical",
+    "digest",
+    "from_json",
+]
+
+Spec = Attention | Permute
+_SPECS: dict[str, Any] = {"attention": Attention, "permute": Permute}
+
+
+def from_json(value: Mapping[str, Any]) -> Spec:
+    """Any spec from its canonical form."""
+    if value.get("op") not in _SPECS:
+        raise SpecError(f"unknown op {value.get('op')!r}", hint=" or ".join(map(repr, _SPECS)))
+    spec: Spec = _SPECS[value["op"]].from_json(value)
+    return spec

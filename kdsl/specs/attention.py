@@ -1,0 +1,325 @@
+"""Block-sparse attention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy.typing as npt
+
+from kdsl.blocks import Blocks
+from kdsl.errors import SpecError
+from kdsl.expr import serial
+from kdsl.expr.bounds import Bounds, check_int32
+from kdsl.expr.nodes import Expr
+from kdsl.expr.tables import Table
+from kdsl.grid import Grid, as_grid
+from kdsl.intervals import classify
+from kdsl.layouts import Layout
+from kdsl.masks import Mask, everything
+from kdsl.masks.base import as_mask
+from kdsl.orders import Order, PerHead, identity, per_head
+from kdsl.orders import from_json as order_from_json
+from kdsl.orders import to_json as order_to_json
+from kdsl.specs.common import DTYPES, canonical, digest, optional, positive
+
+HEAD_DIMS = (64, 80, 96, 128, 256)
+"""Head dimensions that some kernel here carries."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """Block-sparse attention of ``[batch, heads, tokens, head_dim]``.
+
+    ``tokens`` for self-attention, or ``queries`` and ``keys``.  ``kv_heads`` divides ``heads``
+    (grouped queries).  ``mask`` is one mask or one for each query head, ``order`` the stored order
+    in which blocks are cut (the kernel reads and writes the original order).  ``block`` is the mask
+    block (queries, keys).  ``scale`` defaults to ``head_dim ** -0.5``.  A query that sees nothing
+    gives output 0 and log-sum-exp minus infinity.
+    """
+
+    tokens: Grid | int | None = None
+    queries: Grid | int | None = None
+    keys: Grid | int | None = None
+    heads: int
+    kv_heads: int | None = None
+    head_dim: int
+    dtype: str = "bfloat16"
+    mask: Mask = field(default_factory=everything)
+    order: Order | None = None
+    key_order: Order | None = None
+    layout: Layout | None = None
+    scale: float | None = None
+    return_lse: bool = False
+    block: tuple[int, int] = (128, 128)
+
+    def __post_init__(self) -> None:
+        set_ = object.__setattr__
+        if (self.tokens is None) == (self.queries is None and self.keys is None):
+            raise SpecError(
+                "attention takes tokens, or queries and keys",
+                where=f"Attention(tokens={self.tokens!r}, queries={self.queries!r}, keys={self.keys!r})",
+                hint="tokens=grid, or queries=grid, keys=other_grid",
+            )
+        if self.tokens is not None:
+            grid = as_grid(self.tokens)
+            set_(self, "tokens", None)
+            set_(self, "queries", grid)
+            set_(self, "keys", grid)
+        else:
+            if self.queries is None or self.keys is None:
+                raise SpecError("queries and keys come together", hint="both, or tokens=")
+            set_(self, "queries", as_grid(self.queries, "queries"))
+            set_(self, "keys", as_grid(self.keys, "keys"))
+        if self.kv_heads is None:
+            set_(self, "kv_heads", self.heads)
+        set_(self, "mask", as_mask(self.mask))
+        set_(self, "block", (int(self.block[0]), int(self.block[1])))
+        self._check_numbers()
+        self._check_orders()
+        self._check_mask()
+
+    def _check_numbers(self) -> None:
+        positive(self.heads, "heads")
+        positive(self.kv_heads, "kv_heads")
+        positive(self.head_dim, "head_dim")
+        if self.heads % self.group_heads:
+            divisors = [n for n in range(1, self.heads + 1) if self.heads % n == 0]
+            raise SpecError(
+                f"kv_heads={self.kv_heads} does not divide heads={self.heads}",
+                hint=f"kv_heads in {divisors}",
+            )
+        if self.head_dim not in HEAD_DIMS:
+            raise SpecError(
+                f"no attention kernel has head_dim={self.head_dim}",
+                hint=f"one of {', '.join(map(str, HEAD_DIMS))}; zero-pad the last axis to the next one",
+            )
+        if self.dtype not in DTYPES:
+            raise SpecError(f"dtype={self.dtype!r}", hint=" or ".join(map(repr, DTYPES)))
+        if self.layout is not None:
+            raise SpecError(f"attention has no kernel for {self.layout!r} yet", hint="layout=None")
+        if self.scale is not None and not 0 < self.scale < float("inf"):
+            raise SpecError(f"scale={self.scale!r}", hint="a positive number, or None")
+        for size in self.block:
+            if size not in (16, 32, 64, 128, 256):
+                raise SpecError(f"block={self.block}", hint="sizes of 16, 32, 64, 128 or 256")
+
+    def _check_orders(self) -> None:
+        if isinstance(self.order, Sequence):
+            object.__setattr__(self, "order", per_head(self.order))
+        if self.order is not None and self.key_order is None and self.queries == self.keys:
+            object.__setattr__(self, "key_order", self.order)
+        for what, order, grid in (
+            ("order", self.order, self.query_grid),
+            ("key_order", self.key_order, self.key_grid),
+        ):
+            if order is None:
+                continue
+            if not isinstance(order, Order):
+                raise SpecError(f"{what}={order!r}", hint='kdsl.orders.axes(grid, "HWF")')
+            if order.tokens != grid.tokens:
+                raise SpecError(
+                    f"{what} is over {order.tokens} tokens, the spec has {grid.tokens}",
+                    where=repr(order),
+                    hint=f"an order over {grid!r}",
+                )
+            if isinstance(order, PerHead) and len(order.orders) != self.heads:
+                raise SpecError(f"{what} is for {len(order.orders)} heads of {self.heads}")
+
+    def _check_mask(self) -> None:
+        mask = self.mask
+        for what, grid, own in (
+            ("queries", mask.queries, self.query_grid),
+            ("keys", mask.keys, self.key_grid),
+        ):
+            if grid is not None and grid != own:
+                raise SpecError(
+                    f"the mask speaks of {grid!r}, the {what} are {own!r}",
+                    where=str(mask)[:200],
+                    hint=f"a mask over {own!r}",
+                )
+        if len(mask.variants) not in (1, self.heads):
+            raise SpecError(
+                f"masks for {len(mask.variants)} heads, the spec has {self.heads}",
+                hint="one mask, or one for each query head",
+            )
+        for rows in mask.block_maps():
+            if rows.block != self.block:
+                raise SpecError(
+                    f"block map {rows.name!r} has blocks of {rows.block}, the spec {self.block}",
+                    hint=f"block={rows.block}",
+                )
+        stored = self.order if self.order is not None and not self.order.is_identity else None
+        meant = mask.order if mask.order is not None and not mask.order.is_identity else None
+        if mask.block_maps() and meant != stored:
+            raise SpecError(
+                "the block map was made for another stored order than the spec's",
+                where=f"{mask.order!r} and {self.order!r}",
+                hint="masks.blocks(name, order=...) with the spec's order",
+            )
+        for expr in self.element_mask.variants:
+            check_int32(expr, self.index_bounds)
+
+    @property
+    def query_grid(self) -> Grid:
+        """The queries' grid."""
+        assert isinstance(self.queries, Grid)
+        return self.queries
+
+    @property
+    def key_grid(self) -> Grid:
+        """The keys' grid."""
+        assert isinstance(self.keys, Grid)
+        return self.keys
+
+    @property
+    def query_order(self) -> Order:
+        """Stored order of the queries."""
+        return self.order or identity(self.query_grid)
+
+    @property
+    def kv_order(self) -> Order:
+        """Stored order of the keys."""
+        return self.key_order or identity(self.key_grid)
+
+    @property
+    def group_heads(self) -> int:
+        """Key and value heads."""
+        return self.kv_heads or self.heads
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a key head."""
+        return self.heads // self.group_heads
+
+    @property
+    def softmax_scale(self) -> float:
+        """The factor on scores."""
+        return self.head_dim**-0.5 if self.scale is None else self.scale
+
+    @property
+    def index_bounds(self) -> dict[str, Bounds]:
+        """Ranges of the indices that a mask may name."""
+        q, k = self.query_grid.tokens, self.key_grid.tokens
+        batch_last = max(
+            (t.shape[0] for t in self.mask.tables() if len(t.shape) == 2), default=2**15
+        )
+        return {
+            "q": (0, max(q - 1, 0)),
+            "k": (0, max(k - 1, 0)),
+            "qs": (0, max(q - 1, 0)),
+            "ks": (0, max(k - 1, 0)),
+            "head": (0, self.heads - 1),
+            "batch": (0, max(batch_last - 1, 0)),
+        }
+
+    @cached_property
+    def element_mask(self) -> Mask:
+        """The mask with its block maps resolved to tables of this spec's size."""
+        q, k = self.query_grid.tokens, self.key_grid.tokens
+
+        def change(node: Expr) -> Expr | None:
+            if node.op != "blocks":
+                return None
+            head, qs, ks = node.args
+            kept = node.data.resolve(self.heads, q, k)
+            head = head if kept.shape[0] > 1 else Expr("const", (), 0)
+            return kept[head, qs // node.data.block[0], ks // node.data.block[1]] != 0
+
+        return self.mask.map(lambda e: e.rebuild(change))
+
+    @cached_property
+    def tables(self) -> tuple[Table, ...]:
+        """Every table of the mask and the orders, in the order kernels take them."""
+        found = {t.name: t for t in self.element_mask.tables()}
+        for order in (self.query_order, self.kv_order):
+            for one in order.orders if isinstance(order, PerHead) else (order,):
+                for node in one.expr.walk():
+                    if node.op == "table":
+                        found.setdefault(node.data.name, node.data)
+        return tuple(found.values())
+
+    @property
+    def open_tables(self) -> tuple[Table, ...]:
+        """Tables whose values come with the call."""
+        return tuple(t for t in self.tables if t.values is None)
+
+    def rows(self, tables: Mapping[str, npt.NDArray[Any]] | None = None, batch: int = 1) -> Blocks:
+        """Rows of full and partial blocks, by the interval reader."""
+        return classify(
+            self.element_mask,
+            self.query_grid,
+            self.key_grid,
+            block=self.block,
+            query_order=self.query_order,
+            key_order=self.kv_order,
+            heads=self.heads,
+            batch=batch,
+            tables=tables,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The canonical form."""
+        mask = self.mask
+        return {
+            "op": "attention",
+            "queries": self.query_grid.to_json(),
+            "keys": self.key_grid.to_json(),
+            "heads": self.heads,
+            "kv_heads": self.group_heads,
+            "head_dim": self.head_dim,
+            "dtype": self.dtype,
+            "mask": {
+                "variants": [serial.to_json(e) for e in mask.variants],
+                "queries": mask.queries.to_json() if mask.queries else None,
+                "keys": mask.keys.to_json() if mask.keys else None,
+                "order": order_to_json(mask.order) if mask.order else None,
+            },
+            "order": order_to_json(self.order) if self.order else None,
+            "key_order": order_to_json(self.key_order) if self.key_order else None,
+            "layout": self.layout.to_json() if self.layout else None,
+            "scale": None if self.scale is None else float(self.scale).hex(),
+            "return_lse": self.return_lse,
+            "block": list(self.block),
+        }
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> Attention:
+        """The spec written by `to_json`; tables kept by digest need their values at the call."""
+        grid, order = optional(Grid.from_json), optional(order_from_json)
+        held = value["mask"]
+        variants = tuple(serial.from_json(e) for e in held["variants"])
+        mask = Mask(variants, grid(held["queries"]), grid(held["keys"]), order(held["order"]))
+        return Attention(
+            queries=Grid.from_json(value["queries"]),
+            keys=Grid.from_json(value["keys"]),
+            heads=value["heads"],
+            kv_heads=value["kv_heads"],
+            head_dim=value["head_dim"],
+            dtype=value["dtype"],
+            mask=mask,
+            order=order(value["order"]),
+            key_order=order(value["key_order"]),
+            layout=optional(Layout.from_json)(value["layout"]),
+            scale=None if value["scale"] is None else float.fromhex(value["scale"]),
+            return_lse=value["return_lse"],
+            block=tuple(value["block"]),
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the whole spec."""
+        return digest(self.to_json())
+
+    @property
+    def program(self) -> str:
+        """Identity of the generated program: no sizes, constants or tables."""
+        masks = sorted({canonical(serial.structure(e)) for e in self.element_mask.variants})
+        orders = []
+        for order in (self.query_order, self.kv_order):
+            several = order.orders if isinstance(order, PerHead) else (order,)
+            orders.append(sorted({canonical(serial.structure(o.expr)) for o in several}))
+        lead = ["attention", self.dtype, self.head_dim, self.group, list(self.block)]
+        return digest([*lead, masks, orders, self.return_lse])

@@ -1,0 +1,104 @@
+"""An order applied to a tensor, quantizing on the way if asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from kdsl.errors import SpecError
+from kdsl.expr import serial
+from kdsl.expr.tables import Table
+from kdsl.grid import Grid, as_grid
+from kdsl.layouts import Layout
+from kdsl.orders import Order, PerHead, per_head
+from kdsl.orders import from_json as order_from_json
+from kdsl.orders import to_json as order_to_json
+from kdsl.specs.common import DTYPES, canonical, digest, optional, positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class Permute:
+    """``[batch, heads, tokens, head_dim]`` brought into stored order, quantized on the way if asked.
+
+    Without a layout the result is a tensor of the same dtype; with one, codes and float32 scales
+    ``[batch, heads, groups of tokens, groups of channels]``, groups counted in stored order.
+    """
+
+    tokens: Grid | int
+    heads: int
+    head_dim: int
+    order: Order
+    dtype: str = "bfloat16"
+    layout: Layout | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tokens", as_grid(self.tokens))
+        positive(self.heads, "heads")
+        positive(self.head_dim, "head_dim")
+        if self.dtype not in DTYPES:
+            raise SpecError(f"dtype={self.dtype!r}", hint=" or ".join(map(repr, DTYPES)))
+        if isinstance(self.order, Sequence):
+            object.__setattr__(self, "order", per_head(self.order))
+        if not isinstance(self.order, Order):
+            raise SpecError(f"order={self.order!r}", hint='kdsl.orders.axes(grid, "HWF")')
+        if self.order.tokens != self.grid.tokens:
+            raise SpecError(
+                f"the order is over {self.order.tokens} tokens, the spec has {self.grid.tokens}",
+                where=repr(self.order),
+            )
+        if isinstance(self.order, PerHead) and len(self.order.orders) != self.heads:
+            raise SpecError(f"the order is for {len(self.order.orders)} heads of {self.heads}")
+        if self.layout is not None:
+            self.layout.check(self.head_dim)
+
+    @property
+    def grid(self) -> Grid:
+        """The tokens' grid."""
+        assert isinstance(self.tokens, Grid)
+        return self.tokens
+
+    @cached_property
+    def tables(self) -> tuple[Table, ...]:
+        """Every table of the orders, in the order kernels take them."""
+        several = self.order.orders if isinstance(self.order, PerHead) else (self.order,)
+        nodes = (n for o in several for n in o.expr.walk() if n.op == "table")
+        return tuple({n.data.name: n.data for n in nodes}.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """The canonical form."""
+        return {
+            "op": "permute",
+            "tokens": self.grid.to_json(),
+            "heads": self.heads,
+            "head_dim": self.head_dim,
+            "order": order_to_json(self.order),
+            "dtype": self.dtype,
+            "layout": self.layout.to_json() if self.layout else None,
+        }
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> Permute:
+        """The spec written by `to_json`."""
+        return Permute(
+            tokens=Grid.from_json(value["tokens"]),
+            heads=value["heads"],
+            head_dim=value["head_dim"],
+            order=order_from_json(value["order"]),
+            dtype=value["dtype"],
+            layout=optional(Layout.from_json)(value["layout"]),
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the whole spec."""
+        return digest(self.to_json())
+
+    @property
+    def program(self) -> str:
+        """Identity of the generated program: no sizes, constants or tables."""
+        several = self.order.orders if isinstance(self.order, PerHead) else (self.order,)
+        orders = sorted({canonical(serial.structure(o.expr)) for o in several})
+        layout = self.layout.to_json() if self.layout else None
+        return digest(["permute", self.dtype, self.head_dim, layout, orders])
