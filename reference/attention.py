@@ -50,7 +50,9 @@ def attention(
             for at in range(0, len(picked), step):
                 part = slice(at, at + step)
                 sees = head.mask(picked[part])
-                score = np.where(sees, spec.softmax_scale * (q[b, h, picked[part]] @ keys.T), -np.inf)
+                score = np.where(
+                    sees, spec.softmax_scale * (q[b, h, picked[part]] @ keys.T), -np.inf
+                )
                 out[b, h, part], lse[b, h, part] = softmax_product(
                     score, values, None if finite else head.visited(picked[part])
                 )

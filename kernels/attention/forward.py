@@ -60,7 +60,9 @@ def load_all_rows(base, tokens, stride_n, stride_d, D0: tl.constexpr, D1: tl.con
 
 
 @triton.jit
-def load_described(first, second, batch, head, row, N: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr):
+def load_described(
+    first, second, batch, head, row, N: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr
+):
     """`N` rows through tensor descriptors; rows past the end read 0."""
     a = first.load([batch, head, row, 0]).reshape(N, D0)
     if D1:

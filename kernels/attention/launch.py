@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,7 +55,12 @@ def lists(blocks: Blocks, heads: int, device: Any) -> Lists:
 
     index = blocks.index if len(blocks.index) else np.zeros(1, np.int32)
     return Lists(
-        up(blocks.start), up(full), up(partial), up(index), up(tile_order(blocks, heads)), blocks.rows
+        up(blocks.start),
+        up(full),
+        up(partial),
+        up(index),
+        up(tile_order(blocks, heads)),
+        blocks.rows,
     )
 
 
@@ -110,6 +115,19 @@ def launch(
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return out, lse
+
+
+def fitting(config: Config, tensors: tuple[Tensor, ...]) -> Config:
+    """The configuration, with pointer loads where descriptors cannot describe these tensors.
+
+    A descriptor wants a contiguous last axis, and addresses and strides in units of 16 bytes.
+    """
+    if config.loads == "descriptor":
+        for x in tensors:
+            steps = [n * x.element_size() for n in x.stride()[:-1]]
+            if x.stride(-1) != 1 or x.data_ptr() % 16 or any(n % 16 or n <= 0 for n in steps):
+                return replace(config, loads="pointer")
+    return config
 
 
 def describe(
