@@ -41,6 +41,16 @@ class Clip:
     seconds: tuple[float, ...]
     features: Floats
 
+    @property
+    def shipped(self) -> bool:
+        """Whether this is the clip that comes with the example, whose author is to be named."""
+        return self.path == CLIP
+
+    @property
+    def title(self) -> str:
+        """What to call it."""
+        return "Big Buck Bunny" if self.shipped else self.path.name
+
 
 def load(path: Path = CLIP, grid: Grid = GRID, patch: int = PATCH) -> Clip:
     """Read ``path`` onto ``grid``: frames evenly sampled over the file, features of every patch.
