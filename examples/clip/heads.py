@@ -46,7 +46,7 @@ HEADS = (
     Head("frame", near=(12.0, 1.0, 1.0), fast=(3, 5, 5)),
     Head("row", near=(3.0, 10.0, 1.0)),
     Head("column", near=(1.0, 2.0, 10.0)),
-    Head("local", near=(6.0, 8.0, 8.0), fast=(4, 4, 4), content=3.0),
+    Head("local", near=(4.0, 6.0, 6.0), fast=(4, 4, 4), content=2.5),
     Head("slice", near=(9.0, 1.0, 8.0)),
     Head("previous", near=(8.0, 5.0, 5.0), ahead=(-1.0, 0.0, 0.0)),
     Head("global", near=(1.0, 1.0, 1.0), content=9.0, shared=0.9),

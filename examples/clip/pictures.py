@@ -17,7 +17,7 @@ Pixels = npt.NDArray[np.uint8]
 
 INK = (59, 130, 196)  # stands out on white and on near-black
 COLD, HOT = np.array([196, 58, 20.0]), np.array([255, 226, 120.0])
-MARK = (90, 220, 255)  # the query's frame
+MARK, BORDER = (90, 220, 255), 4  # the query's outline, in pixels of a frame shown at a third
 
 
 def photo(rgb: Pixels, width: int | None = None) -> str:
@@ -65,12 +65,12 @@ def on_frames(values: Floats, grid: Grid) -> Floats:
 
 
 def _outline(pixels: npt.NDArray[np.floating], top: int, left: int, size: int) -> None:
-    """Draw a frame of two pixels just outside a square patch, in place."""
-    low_y, low_x = max(top - 2, 0), max(left - 2, 0)
-    box = pixels[low_y : top + size + 2, low_x : left + size + 2]
-    inner = box[top - low_y : top - low_y + size, left - low_x : left - low_x + size].copy()
-    box[...] = MARK
-    box[top - low_y : top - low_y + size, left - low_x : left - low_x + size] = inner
+    """Draw a border just outside a square patch, in place; at the picture's edge it is cut off."""
+    inside = np.s_[top : top + size, left : left + size]
+    kept = pixels[inside].copy()
+    low_y, low_x = max(top - BORDER, 0), max(left - BORDER, 0)
+    pixels[low_y : top + size + BORDER, low_x : left + size + BORDER] = MARK
+    pixels[inside] = kept
 
 
 def _uri(image: Image.Image, kind: str, **options: int | bool) -> str:
