@@ -1,6 +1,7 @@
 # Two commands do everything on a fresh machine with Python 3.11 or newer:
 #   make demo   environment, install, the whole job on a real clip
 #   make test   environment, install, lint, types, import contracts, tests
+# GPU=a100 names the card that the demo is for, which may be absent.
 # PY=/path/to/python uses an environment of yours instead; nothing is installed into it.
 
 VENV := .venv
@@ -8,10 +9,10 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/installed
 EXTRAS := triton,cuda,tune,demo,dev
 WORKERS ?= 2
-DEMO_GPU ?= h100
+GPU ?= h100
 
-DEMO_CLIP = $(PY) -m examples.clip --gpu $(DEMO_GPU)
-DEMO_TUNE = $(PY) -m autotune --gpu $(DEMO_GPU) --workload clip --budget 8
+DEMO_CLIP = $(PY) -m examples.clip --gpu $(GPU)
+DEMO_TUNE = $(PY) -m autotune --gpu $(GPU) --workload clip --budget 8
 BENCH = $(PY) -m benchmarks attention
 PYTEST = $(PY) -m pytest
 
@@ -67,18 +68,19 @@ clean:  ## remove the environment and everything built or cached
 
 env: $(STAMP)  ## the environment alone
 
-# Without a GPU the CPU build of PyTorch does, and is a tenth of the CUDA build: pip takes it from where
-# this machine has one, else uv from PyTorch's own index, else there is only the CUDA build.
+# Without a GPU the CPU build of PyTorch does, and leaves out 2 GB of CUDA libraries: pip takes it
+# where this machine's settings lead to one, else uv from PyTorch's own index. The last resort is the
+# CUDA build.
 $(VENV)/installed: pyproject.toml setup.py constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python from 3.11 to 3.14 that can make environments" \
 	  "(tried $(PYTHONS)). Install one (Debian: apt install python3 python3-venv) or name it:" \
 	  "make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@echo "environment: $(VENV) from $(PYTHON); this takes some minutes the first time"
 	@"$(PYTHON)" -m venv $(VENV)
-	@$(PIP) setuptools wheel
+	@$(PIP) setuptools
 	@nvidia-smi -L >/dev/null 2>&1 || $(PIP) torch==2.13.0+cpu 2>/dev/null \
 	  || { $(PIP) uv && $(VENV)/bin/uv pip install -q --python $(PY) --torch-backend cpu \
 	       -c constraints.txt torch==2.13.0 2>/dev/null; } \
-	  || echo "no CPU build of PyTorch to be had: installing the CUDA build, 3 GB"
+	  || echo "no CPU build of PyTorch to be had: installing the CUDA build, 2.8 GB"
 	@$(PIP) --no-build-isolation -e ".[$(EXTRAS)]"
 	@touch $@
