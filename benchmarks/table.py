@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 
-def newest(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], dict[str, Mapping[str, Any]]]:
+def newest(
+    rows: Sequence[Mapping[str, Any]],
+) -> dict[tuple[str, str], dict[str, Mapping[str, Any]]]:
     """Rows by (card, case) and implementation, of the last run that has ours."""
     out: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
     last: dict[tuple[str, str], str] = {}

@@ -66,9 +66,7 @@ def run(made: Projected) -> PieceResult:
     seconds = time.perf_counter() - started
     want = op.reference(*tensors)
     error = float(np.linalg.norm(out - want) / np.linalg.norm(want))
-    return PieceResult(
-        PIECE.tokens, len(names), found.density, error, BOUND, seconds, found.orders
-    )
+    return PieceResult(PIECE.tokens, len(names), found.density, error, BOUND, seconds, found.orders)
 
 
 def main() -> int:

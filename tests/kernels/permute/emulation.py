@@ -75,7 +75,9 @@ class Emulator:
         self.built: dict[str, ctypes.CDLL] = {}
         self.runtime = folder / "cuda_on_cpu.o"
         if not self.runtime.exists():
-            compile_cpp("-O2", "-c", "-fPIC", str(HERE / "cuda_on_cpu.cpp"), "-o", str(self.runtime))
+            compile_cpp(
+                "-O2", "-c", "-fPIC", str(HERE / "cuda_on_cpu.cpp"), "-o", str(self.runtime)
+            )
 
     def library(self, source: str) -> ctypes.CDLL:
         """A source as a loaded library."""
