@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from examples.clip.arrays import Blocks, Floats
 from examples.clip.axis_orders import ORDERS, stored_to_original
-from examples.clip.maps import Blocks, RowBlocks, blocks_in, row_blocks, stream
-from examples.clip.video import Floats
+from examples.clip.maps import RowBlocks, blocks_in, row_blocks, stream
 from kdsl.errors import InputError
 from kdsl.grid import Grid
 

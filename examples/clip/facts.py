@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from examples.clip.arrays import Floats
 from examples.clip.calibrate import Calibration
 from examples.clip.heads import Projected
 from examples.clip.look import Glance
-from examples.clip.video import Clip, Floats
+from examples.clip.video import Clip
 from kdsl.errors import InputError
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from examples.clip.video import Floats
+from examples.clip.arrays import Floats
 from kdsl.errors import InputError
 from kdsl.grid import Grid
 

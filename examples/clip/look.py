@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from examples.clip.arrays import Blocks, Floats
 from examples.clip.axis_orders import stored_to_original
 from examples.clip.calibrate import Calibration
 from examples.clip.heads import Projected
-from examples.clip.maps import Blocks, batches, softmax
-from examples.clip.video import Floats
+from examples.clip.maps import batches, softmax
 
 
 @dataclass(frozen=True, eq=False)

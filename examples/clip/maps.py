@@ -9,13 +9,9 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
-from examples.clip.video import Floats
+from examples.clip.arrays import Floats
 
-Index = npt.NDArray[np.int64]
-Blocks = npt.NDArray[np.bool_]
-TOGETHER = (
-    8  # block rows in one product: a small one costs BLAS more in waking threads than in work
-)
+TOGETHER = 8  # block rows a product: BLAS may need longer to wake its threads than for a small one
 
 
 def blocks_in(tokens: int, size: int) -> int:

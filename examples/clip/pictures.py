@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from examples.clip.maps import Blocks
-from examples.clip.video import Floats
+from examples.clip.arrays import Blocks, Floats
 from kdsl.grid import Grid
 
 Pixels = npt.NDArray[np.uint8]

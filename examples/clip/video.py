@@ -13,6 +13,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 
+from examples.clip.arrays import Floats
 from kdsl.errors import InputError
 from kdsl.grid import Grid
 
@@ -21,8 +22,6 @@ GRID = Grid(frames=13, height=15, width=27)  # 5,265 tokens: 82 blocks of 64 and
 PATCH = 16
 LOW = 4  # DCT coefficients kept along each side of a patch
 BINS = 4  # edge orientations
-
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)

@@ -124,13 +124,21 @@ def _fewest(row: np.ndarray, keep: float) -> int:
 
 
 @settings(deadline=None)
-@given(row=MASSES, keep=st.floats(0.05, 1))
-def test_no_smaller_choice_of_blocks_would_do(row: list[int], keep: float) -> None:
+@given(row=MASSES, data=st.data())
+def test_no_smaller_choice_of_blocks_would_do(row: list[int], data: st.DataObject) -> None:
     """The kept blocks hold the wanted share, and no choice of fewer blocks does."""
+    wanted = data.draw(st.integers(1, sum(row)))
     mass = np.array([row], np.float64) / sum(row)
-    kept = cal.keep_blocks(mass, keep)
-    assert mass[kept].sum() >= keep - 1e-9
-    assert kept.sum() == _fewest(mass[0], keep)
+    kept = cal.keep_blocks(mass, (wanted - 0.5) / sum(row))[0]
+    assert np.array(row)[kept].sum() >= wanted
+    assert kept.sum() == _fewest(np.array(row), wanted)
+
+
+def test_just_enough_is_enough() -> None:
+    """A share met exactly takes no further block, and all of the mass no block without any."""
+    halves, holes = np.array([[0.5, 0.5]]), np.array([[0.75, 0.0, 0.25, 0.0]])
+    assert cal.keep_blocks(halves, 0.5).tolist() == [[True, False]]
+    assert cal.keep_blocks(holes, 1.0).tolist() == [[True, False, True, False]]
 
 
 @settings(deadline=None)
