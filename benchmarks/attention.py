@@ -17,7 +17,7 @@ from benchmarks.peers import PEERS
 from kdsl.errors import KdslError, UnsupportedError
 
 LIMIT = 0.01
-"""Relative Frobenius error above which an implementation is not timed: bf16 operands give 0.0023."""
+"""Relative Frobenius error above which nothing is timed: bf16 operands give 0.0023."""
 
 
 def suite(peers: Sequence[str], cases: Sequence[str], commit: str) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 
 def like(x: npt.NDArray[Any], model: Any, dtype: Any = None) -> Any:
-    """An array as the kind of array that ``model`` is, on its device; its dtype unless one is given."""
+    """An array as the kind that ``model`` is, on its device, in its dtype unless one is given."""
     if isinstance(model, np.ndarray):
         return x.astype(model.dtype if dtype is None else dtype)
     import torch

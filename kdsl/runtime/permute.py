@@ -106,11 +106,12 @@ class PermuteOperator(Operator):
         """Backend, configuration and cost."""
         spec, cost = self.spec, self.cost()
         where = self.target.name if self.target else "no GPU: NumPy reference"
+        where += ", not here" if self.target and not self.here else ""
+        shape = f"{spec.heads} heads x {spec.grid.tokens} tokens x head_dim {spec.head_dim}"
         lines = [
-            f"permute    {spec.heads} heads x {spec.grid.tokens} tokens x head_dim {spec.head_dim}, "
-            f"{spec.dtype}{f' to {spec.layout.code}' if spec.layout else ''}",
+            f"permute    {shape}, {spec.dtype}{f' to {spec.layout.code}' if spec.layout else ''}",
             f"order      {spec.order!r}",
-            f"backend    {self.backend} ({where}{'' if self.here or not self.target else ', not here'})",
+            f"backend    {self.backend} ({where})",
         ]
         if self.choice is not None:
             chosen = ", ".join(f"{k}={v}" for k, v in self.choice.params.items())
