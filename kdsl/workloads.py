@@ -128,15 +128,15 @@ CATALOGUE = (
         0.25,
     ),
     Workload(
+        "hunyuanvideo-720p",
+        "HunyuanVideo, 1280 x 720, 129 frames, cubes of 2 x 8 x 8, window of 13 x 17 x 17, text",
+        _hunyuan,
+    ),
+    Workload(
         "wan2.1-14b-720p",
         "Wan2.1-T2V-14B, 1280 x 720, 81 frames, a block plan",
         _wan_large,
         0.2,
-    ),
-    Workload(
-        "hunyuanvideo-720p",
-        "HunyuanVideo, 1280 x 720, 129 frames, cubes of 2 x 8 x 8, window of 13 x 17 x 17, text",
-        _hunyuan,
     ),
 )
 
