@@ -7,7 +7,7 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/installed
-EXTRAS := triton,cuda,tune,demo,dev
+EXTRAS := triton,cuda,tune,plans,demo,dev
 WORKERS ?= 2
 GPU ?= h100
 
