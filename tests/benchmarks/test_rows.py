@@ -7,10 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from benchmarks import rows
 from benchmarks.cases import ATTENTION
 from benchmarks.table import newest
-
 from kdsl.errors import StoreError
 
 

@@ -12,7 +12,7 @@ from kdsl.specs import from_json
 
 @pytest.mark.parametrize("name", workloads.names())
 def test_workload_is_a_spec_with_a_sample(name: str) -> None:
-    """Each workload makes the same spec every time, survives JSON, and its sample fills its tables."""
+    """Each workload makes the same spec every time, and its sample fills its tables."""
     workload = workloads.get(name)
     spec = workload.spec
     assert spec == workload.spec
