@@ -221,7 +221,9 @@ def cases(draw: Callable[[Any], Any]) -> Case:
     d = Drawn(draw)
     queries = d.grid()
     keys = queries if d.one_of(True, True, False) else d.other_keys(queries)
-    block = d.one_of((32, 32), (32, 64), (64, 32), (64, 64), (128, 64), (128, 128), (64, 16), (16, 32))
+    block = d.one_of(
+        (32, 32), (32, 64), (64, 32), (64, 64), (128, 64), (128, 128), (64, 16), (16, 32)
+    )
     order = d.order(queries)
     key_order = None
     if keys != queries or d.one_of(False, False, False, True):
