@@ -1,4 +1,4 @@
-"""``python -m examples.clip --gpu h100``: the whole job on a real clip, with or without that GPU."""
+"""``python -m examples.clip --gpu h100``: the whole job on a real clip, that GPU here or not."""
 
 from __future__ import annotations
 
