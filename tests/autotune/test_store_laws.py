@@ -113,6 +113,34 @@ def test_sql_and_python_agree(rows: set[Row]) -> None:
         assert [tuple(row) for row in store._link.execute(text)] == _in_python(rows)
 
 
+def test_sql_and_python_break_full_ties_alike(tmp_path: Path) -> None:
+    """Where all else is equal the shorter params win, then the smaller id."""
+    shared = (WORKLOADS[0], DEVICES[0], TOOLS[0], RUNS[0])
+    workload, device, tools, run = (row.id for row in shared)
+    found: list[Row] = list(shared)
+    for candidate in CANDIDATES:
+        row = Measurement(
+            workload_id=workload,
+            device_id=device,
+            toolchain_id=tools,
+            candidate_id=candidate.id,
+            run_id=run,
+            kind="measured",
+            status="ok",
+            created="",
+            median_us=1.0,
+        )
+        found += [candidate, row]
+    with Store(tmp_path / "t.db") as store:
+        store.add(*found)
+        text = "SELECT candidate_id FROM standing ORDER BY place"
+        in_sql = [row[0] for row in store._link.execute(text)]
+    expected = sorted(CANDIDATES, key=lambda c: (len(str(c.params["n"])), c.id))
+    assert in_sql == [c.id for c in expected]
+    trials = MemorySource(found).trials(workload)
+    assert in_sql == [s.trial.candidate.id for s in ranked(trials)]
+
+
 @settings(deadline=None, max_examples=12)
 @given(DATABASES, DATABASES, DATABASES)
 def test_merge_is_a_set_union(a: set[Row], b: set[Row], c: set[Row]) -> None:
