@@ -1,9 +1,9 @@
 """Block-sparse attention, forward: the portable Triton template (sm_80 and later).
 
 One program computes `BLOCK_M` queries of one head over the key blocks its row lists: full blocks
-first, without a mask, then partial ones, where the leaf `mask` decides pair by pair.  Scores and sums
-stay in float32, in units of log2.  With identity leaves the file runs as it stands; generated files
-differ in the leaves alone.
+first, without a mask, then partial ones, where the leaf `mask` decides pair by pair.  Scores and
+sums stay in float32, in units of log2.  With identity leaves the file runs as it stands; generated
+files differ in the leaves alone.
 """
 
 import triton
@@ -191,7 +191,8 @@ def attention_forward(
             acc1 = tl.dot(p, v1, acc1 * fade[:, None], input_precision=PRECISION)
 
     nothing = total == 0.0
-    share = 1.0 / tl.where(nothing, 1.0, total)
+    total = tl.where(nothing, 1.0, total)
+    share = 1.0 / total
     o_rows = (
         o + batch.to(tl.int64) * o_b + head.to(tl.int64) * o_h
         + q_tokens.to(tl.int64)[:, None] * o_n

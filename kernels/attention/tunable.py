@@ -66,12 +66,15 @@ class AttentionTunable:
         if block_q % config.block_m or block_k % config.block_n:
             tile = f"{config.block_m} x {config.block_n}"
             return f"tiles of {tile} do not divide blocks of {block_q} x {block_k}"
+        for tile, block in ((config.block_m, block_q), (config.block_n, block_k)):
+            if tile == 16 < block:
+                return f"a tile side of 16 is for mask blocks of 16 alone, this one is {block}"
         if config.loads == "descriptor":
             if target.capability < (9, 0):
                 return f"{target.name} has no tensor descriptors"
             if not describable(self.spec):
                 return "tensor descriptors need the original order"
-        if config.block_m * config.block_n // (config.num_warps * 32) < 8:
+        if config.num_warps > 4 and config.block_m * config.block_n // (config.num_warps * 32) < 8:
             return "too many warps for the tile"
         # Accumulators alone: beyond this they spill far and wide, and compile for minutes.
         first, second = head_parts(self.spec.head_dim)
@@ -154,12 +157,12 @@ class AttentionTunable:
         return describe_compile(self.spec, Config.from_json(dict(params)), self.source)
 
     def statistics(self) -> Mapping[str, float]:
-        """Mask statistics, rounded to what tuning can tell apart; empty while a table is unknown."""
+        """Mask statistics; empty while a table is unknown."""
         return {} if self.blocks is None else self.blocks.statistics()
 
 
 def describe_compile(spec: Attention, config: Config, source: str) -> AheadOfTime:
-    """The kernel's types and constants as a call with aligned, contiguous tensors would give them."""
+    """The kernel's types and constants, as a call with aligned, contiguous tensors gives them."""
     short = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[spec.dtype]
     d0, d1 = head_parts(spec.head_dim)
     described = config.loads == "descriptor"
