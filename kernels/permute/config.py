@@ -27,7 +27,7 @@ MAX_TOKENS = 2**30
 HELD_REGISTERS = 64
 """Registers of a thread that may hold rows; more would spill."""
 OTHER_REGISTERS = 56
-"""Registers of a thread for all else, an upper estimate."""
+"""Registers of a thread for all else, about; the compiler finds a way with fewer."""
 SHARED_BYTES = 48 * 1024
 """Shared memory a block has without asking the driver for more."""
 TASKS_IN_FLIGHT = 512

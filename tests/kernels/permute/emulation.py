@@ -131,14 +131,15 @@ extern "C" const char* launch(unsigned blocks, unsigned threads, unsigned seed,
             [t.ctypes.data for t in held],
         )
         base = x if x.base is None or not isinstance(x.base, np.ndarray) else x.base
-        self._launch(spec, config, launch, [x, base, scratch], seed)
+        self.launch(spec, config, launch, [x, base, scratch], seed)
         for r in results:
             r.check()
         return tuple(r.array for r in results)
 
-    def _launch(
+    def launch(
         self, spec: Permute, config: Config, launch: Launch, inputs: Sequence[Array], seed: int
     ) -> None:
+        """Run a launch that may read ``inputs``; EmulationError says what went wrong."""
         library = self.kernel(spec, config, len(launch.arguments))
         ranges = [n for a in inputs for n in extent(a)]
         library.set_readable((ctypes.c_longlong * len(ranges))(*ranges), len(inputs))
