@@ -55,8 +55,8 @@ tests: $(STAMP)  ## the test suite on CPU, and on the GPU where there is one
 nightly: $(STAMP)  ## many more examples, and the tests that take minutes
 	HYPOTHESIS_PROFILE=nightly $(PYTEST) -n $(WORKERS)
 
-gpu-test: $(STAMP)  ## the tests that need a CUDA GPU
-	$(PYTEST) -m gpu
+gpu-test: $(STAMP)  ## the tests that need a CUDA GPU, and the record of their run
+	$(PYTEST) -m gpu -p benchmarks.gpu_record
 
 bench: $(STAMP)  ## measure against the peers and append the rows
 	$(BENCH)
