@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,9 @@ from kdsl.kernels.attention.shared import shared_bytes
 from kdsl.specs import Attention
 from kdsl.targets import Target
 from kdsl.work import AheadOfTime, Work
+
+if TYPE_CHECKING:
+    from kdsl.kernels.attention.runner import AttentionRunner
 
 
 class AttentionTunable:
@@ -152,6 +155,31 @@ class AttentionTunable:
         """What to hand to the compiler for a GPU that need not be there."""
         del target
         return describe_compile(self.spec, Config.from_json(dict(params)), self.source)
+
+    @property
+    def template_hash(self) -> str:
+        """Identity of the template and of what generates into it."""
+        return generate.template_hash()
+
+    def sizes(self) -> Mapping[str, int]:
+        """Sizes by name."""
+        spec = self.spec
+        return {
+            "batch": self.batch,
+            "heads": spec.heads,
+            "queries": spec.query_grid.tokens,
+            "keys": spec.key_grid.tokens,
+            "head_dim": spec.head_dim,
+            "group": spec.group,
+            "block_q": spec.block[0],
+            "block_k": spec.block[1],
+        }
+
+    def make_runner(self, device: Any, load: Callable[[str], Any]) -> AttentionRunner:
+        """Inputs, calls and checks on a torch device; every table must have values."""
+        from kdsl.kernels.attention.runner import AttentionRunner
+
+        return AttentionRunner(self, device, load)
 
     def statistics(self) -> Mapping[str, float]:
         """Mask statistics, rounded to what tuning can tell apart; empty while a table is unknown."""
