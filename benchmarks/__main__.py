@@ -20,10 +20,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a suite, print the table of results, or check that rows belong to their commits."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("suite", choices=[*SUITES, "table", "check"])
-    parser.add_argument("--peers", default=",".join(PEERS), help="names by comma; default: %(default)s")
+    parser.add_argument(
+        "--peers", default=",".join(PEERS), help="names by comma; default: %(default)s"
+    )
     parser.add_argument("--cases", default="", help="case ids by comma; default: the whole suite")
     parser.add_argument("--results", type=Path, default=rows.ROOT / "benchmarks" / "results")
-    parser.add_argument("--commit", default="", help="the commit of these sources, where Git is not")
+    parser.add_argument(
+        "--commit", default="", help="the commit of these sources, where Git is not"
+    )
     given = parser.parse_args(arguments)
     if given.suite == "table":
         show(rows.load(given.results))

@@ -17,7 +17,7 @@ from benchmarks.peers import PEERS
 from kdsl.errors import KdslError, UnsupportedError
 
 LIMIT = 0.01
-"""Relative Frobenius error above which an implementation is not timed: bf16 operands give 0.0023."""
+"""Relative Frobenius error above which nothing is timed: bf16 operands give 0.0023."""
 
 
 def suite(peers: Sequence[str], cases: Sequence[str], commit: str) -> Iterator[dict[str, Any]]:
@@ -36,10 +36,15 @@ def suite(peers: Sequence[str], cases: Sequence[str], commit: str) -> Iterator[d
                 call = make(tensors, kept) if name != "kdsl" else ours(tensors, kept, case)
                 error = relative_error(call(), tensors, kept)
             except (ImportError, KdslError) as reason:
-                print(f"{case.id:22} {name:17} left out: {str(reason).splitlines()[0]}", file=sys.stderr)
+                print(
+                    f"{case.id:22} {name:17} left out: {str(reason).splitlines()[0]}",
+                    file=sys.stderr,
+                )
                 continue
             if not error < LIMIT:
-                print(f"{case.id:22} {name:17} WRONG: error {error:.4f}, not timed", file=sys.stderr)
+                print(
+                    f"{case.id:22} {name:17} WRONG: error {error:.4f}, not timed", file=sys.stderr
+                )
                 continue
             runs[name], errors[name] = call, error
         batch, heads, tokens, head_dim = case.shape
@@ -74,9 +79,7 @@ def ours(
     return lambda: op(*tensors)
 
 
-def relative_error(
-    out: Any, tensors: tuple[Any, Any, Any], kept: npt.NDArray[np.bool_]
-) -> float:
+def relative_error(out: Any, tensors: tuple[Any, Any, Any], kept: npt.NDArray[np.bool_]) -> float:
     """Relative Frobenius error in float64 on sampled query blocks of the first and last head.
 
     NaN where the output does not hold a number everywhere.

@@ -36,12 +36,10 @@ class AttentionCase:
         """What is computed."""
         _, heads, tokens, head_dim = self.shape
         mask = masks.blocks("plan") if self.density < 1 else masks.everything()
-        return Attention(
-            tokens=tokens, heads=heads, head_dim=head_dim, dtype=self.dtype, mask=mask
-        )
+        return Attention(tokens=tokens, heads=heads, head_dim=head_dim, dtype=self.dtype, mask=mask)
 
     def plan(self) -> npt.NDArray[np.bool_]:
-        """Kept blocks ``[heads, rows, columns]``: random, the diagonal always, heads 0.5x to 1.5x."""
+        """Kept blocks ``[heads, rows, columns]``: random and the diagonal, heads 0.5x to 1.5x."""
         _, heads, tokens, _ = self.shape
         n = -(-tokens // BLOCK)
         if self.density >= 1:

@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 
-def newest(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], dict[str, Mapping[str, Any]]]:
+def newest(
+    rows: Sequence[Mapping[str, Any]],
+) -> dict[tuple[str, str], dict[str, Mapping[str, Any]]]:
     """Rows by (card, case) and implementation, of the last run that has ours."""
     out: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
     last: dict[tuple[str, str], str] = {}
@@ -33,9 +35,9 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
         own = found["kdsl"]["ms"]
         for i, (name, row) in enumerate(found.items()):
             scale = 1e9 if row["unit"] == "flop" else 1e6
+            lead = ("", "", "") if i else (gpu, case, f"{row['density']:.3f}")
             table.add_row(
-                gpu if not i else "", case if not i else "", f"{row['density']:.3f}" if not i else "",
-                name, f"{row['ms']:.4f}", f"{row['work'] / row['ms'] / scale:.1f}",
+                *lead, name, f"{row['ms']:.4f}", f"{row['work'] / row['ms'] / scale:.1f}",
                 "" if name == "kdsl" else f"{row['ms'] / own:.3f}x", f"{row['error']:.5f}",
             )  # fmt: skip
     Console(width=120).print(table)

@@ -74,11 +74,18 @@ class Blocks:
         """Partial blocks over kept blocks."""
         return float(self.partial.sum() / max(self.counts.sum(), 1))
 
-    def flat(self, *, partial: bool = True, full: bool = True) -> tuple[Any, Any]:
+    def flat(
+        self, *, partial: bool = True, full: bool = True
+    ) -> tuple[npt.NDArray[np.int64], Ints]:
         """(flat row number, column) of every kept block, row by row."""
-        begin = self.start + (0 if full else self.full)
-        count = (self.full if full else 0) + (self.partial if partial else 0)
-        begin, count = begin.reshape(-1).astype(np.int64), np.reshape(count, -1).astype(np.int64)
+        begin = self.start.reshape(-1).astype(np.int64)
+        count = np.zeros_like(begin)
+        if full:
+            count += self.full.reshape(-1)
+        else:
+            begin += self.full.reshape(-1)
+        if partial:
+            count += self.partial.reshape(-1)
         row = np.repeat(np.arange(len(count)), count)
         step = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
         return row, self.index[begin[row] + step]
@@ -87,18 +94,20 @@ class Blocks:
         """The boolean map ``[batch, heads, rows, columns]`` of kept blocks."""
         out = np.zeros((*self.start.shape, self.columns), np.bool_)
         row, column = self.flat(partial=partial, full=full)
-        out.reshape(-1, max(self.columns, 1))[row, column] = True
+        out.reshape(self.start.size, self.columns)[row, column] = True
         return out
 
     def transpose(self) -> Blocks:
         """The same blocks by column: for each key block the query blocks that visit it."""
-        return from_maps(
-            self.kept(partial=False).swapaxes(-1, -2),
-            self.kept(full=False).swapaxes(-1, -2),
-            self.block[::-1],
-            self.keys,
-            self.queries,
-        )
+        lead = self.start.shape[:2]
+        found = []
+        for partial in (False, True):
+            row, column = self.flat(full=not partial, partial=partial)
+            item, line = np.divmod(row, max(self.rows, 1))
+            found.append((item * self.columns + column, line, np.full(len(row), partial)))
+        row, column, partial_ = (np.concatenate(x) for x in zip(*found, strict=True))
+        shape, block = (*lead, self.columns), (self.block[1], self.block[0])
+        return from_lists(row, column, partial_, shape, block, self.keys, self.queries)
 
     def pack(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
         """Full and partial maps as bits, little-endian along the columns."""
@@ -149,7 +158,8 @@ def from_maps(
             f"a block map of {maps[0].shape[2:]} rows and columns",
             hint=f"{expected} for {queries} x {keys} tokens in blocks of {block}",
         )
-    rows = [np.nonzero(m.reshape(-1, m.shape[-1])) for m in maps]
+    flat_rows = int(np.prod(maps[0].shape[:3], dtype=np.int64))
+    rows = [np.nonzero(m.reshape(flat_rows, m.shape[-1])) for m in maps]
     kinds = np.concatenate([np.zeros(len(rows[0][0]), bool), np.ones(len(rows[1][0]), bool)])
     row = np.concatenate([r[0] for r in rows])
     column = np.concatenate([r[1] for r in rows])
@@ -168,9 +178,10 @@ def from_lists(
     """Rows from kept blocks in any order: flat row number, column, and whether it is partial."""
     total = int(np.prod(shape, dtype=np.int64))
     columns = max(-(-keys // block[1]), 1)
-    key = (row.astype(np.int64) * 2 + partial) * columns + column
-    sort = np.argsort(key, kind="stable")
-    counts = np.bincount(row.astype(np.int64) * 2 + partial, minlength=2 * total).reshape(-1, 2)
+    line = row.astype(np.int64) * 2 + partial
+    counts = np.bincount(line, minlength=2 * total).reshape(-1, 2)
+    # Sorted keys hold the columns themselves: no index is sorted along.
+    index = (np.sort(line * columns + column) % columns).astype(np.int32)
     start = np.concatenate([[0], np.cumsum(counts.sum(1))[:-1]]) if total else np.zeros(0)
     if len(row) >= 2**31:
         raise SpecError(f"{len(row)} kept blocks", hint="larger blocks, or a sparser mask")
@@ -178,7 +189,7 @@ def from_lists(
         start.astype(np.int32).reshape(shape),
         counts[:, 0].astype(np.int32).reshape(shape),
         counts[:, 1].astype(np.int32).reshape(shape),
-        column[sort].astype(np.int32),
+        index,
         block,
         queries,
         keys,
@@ -201,14 +212,19 @@ def unpack(
 
 def stack_heads(heads: list[Blocks]) -> Blocks:
     """One set of rows from one for each head; equal heads (the same object) share their entries."""
+    first = heads[0]
+    size = (first.block, first.queries, first.keys)
     starts: dict[int, int] = {}
     parts, offset = [], 0
     for h in heads:
+        if (h.block, h.queries, h.keys) != size:
+            raise InputError("the heads' rows differ in block or token counts")
         if id(h) not in starts:
             starts[id(h)] = offset
             parts.append(h.index)
             offset += len(h.index)
-    first = heads[0]
+    if offset >= 2**31:
+        raise SpecError(f"{offset} kept blocks", hint="larger blocks, or a sparser mask")
     return Blocks(
         np.concatenate([h.start + np.int32(starts[id(h)]) for h in heads], axis=1),
         np.concatenate([h.full for h in heads], axis=1),

@@ -31,24 +31,29 @@ class Grid:
     text_at: Literal["start", "end"] = "start"
 
     def __post_init__(self) -> None:
-        for name in ("length", *AXES):
+        for name in ("length", *AXES, "text"):
             size = getattr(self, name)
-            if size is not None and (
-                not isinstance(size, int) or isinstance(size, bool) or size < 0
-            ):
-                raise SpecError(f"{name}={size!r} is not a token count", where=self._called())
+            if size is None and name != "text":
+                continue
+            if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+                raise SpecError(
+                    f"{name}={size!r} is not a token count",
+                    where=self._called(),
+                    hint="a Python int of at least 0",
+                )
         if self.text_at not in ("start", "end"):
             raise SpecError(
                 f"text_at={self.text_at!r}", where=self._called(), hint='"start" or "end"'
             )
-        if not isinstance(self.text, int) or self.text < 0:
-            raise SpecError(f"text={self.text!r} is not a token count", where=self._called())
         if (self.length is None) == (not self.axes):
             raise SpecError(
                 "a grid has either a length or named axes",
                 where=self._called(),
-                hint="Grid(4096), Grid(height=64, width=64) or Grid(frames=21, height=30, width=52)",
+                hint="Grid(4096), Grid(height=64, width=64), Grid(frames=21, height=30, width=52)",
             )
+        if not self.text:
+            # Without text there is one way to say where it stands.
+            object.__setattr__(self, "text_at", "start")
 
     def _called(self) -> str:
         fields = ("length", *AXES, "text", "text_at")

@@ -61,17 +61,19 @@ class Layout:
     def quantize(self, x: npt.ArrayLike) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
         """(codes ``[..., tokens, channels]``, scales ``[..., groups, groups]``), in float32.
 
-        ``scale = max|x| / 127`` over the group, codes rounded to nearest, ties to even.  A group of
-        zeros has scale 0.  A group that holds NaN or an infinity has codes 0 and a scale of NaN, so
-        that it comes back as NaN.
+        ``scale = max|x| / 127`` over the group, at least 2**-126; codes rounded to nearest, ties to
+        even.  A group of zeros has scale 0.  A group that holds NaN or an infinity has codes 0 and
+        a scale of NaN, so that it comes back as NaN.
         """
-        values = np.asarray(x, dtype=np.float32)
+        with np.errstate(over="ignore"):
+            values = np.asarray(x, dtype=np.float32)
         if values.ndim < 2:
             raise InputError(f"shape {values.shape}", hint="[..., tokens, channels]")
         self.check(values.shape[-1])
         largest = self._largest(np.abs(values))
-        with np.errstate(invalid="ignore"):
-            scale = largest / np.float32(CODES[self.code])
+        # Below the least normal number a scale would lose its digits, and codes their range.
+        scale = np.maximum(largest / np.float32(CODES[self.code]), np.finfo(np.float32).tiny)
+        scale = np.where(largest == 0, np.float32(0), scale)
         scale = np.where(np.isfinite(scale), scale, np.float32(np.nan)).astype(np.float32)
         spread = self._spread(scale, values.shape)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -83,13 +85,15 @@ class Layout:
         """The values that codes and scales stand for."""
         held = np.asarray(codes)
         spread = self._spread(np.asarray(scale, dtype=np.float32), held.shape)
-        return held.astype(np.float32) * spread
+        values: npt.NDArray[np.float32] = held.astype(np.float32) * spread
+        return values
 
     def _largest(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        if not x.size:
+            return np.zeros((*x.shape[:-2], *self.scale_shape(*x.shape[-2:])), np.float32)
         for axis, size in zip((-2, -1), self.group, strict=True):
             n = x.shape[axis]
-            at = np.arange(0, max(n, 1), n if size is None and n else size or 1)
-            x = np.maximum.reduceat(x, at, axis=axis) if n else x
+            x = np.maximum.reduceat(x, np.arange(0, n, size or n), axis=axis)
         return x
 
     def _spread(self, scale: npt.NDArray[np.float32], shape: tuple[int, ...]) -> Any:

@@ -95,7 +95,21 @@ def _flux() -> Attention:
     )
 
 
+def _clip() -> Attention:
+    grid = Grid(frames=13, height=15, width=27)
+    names = ("HWF", "FHW", "HFW", "WHF", "WHF", "WFH", "FWH", "HWF")
+    order = orders.per_head([orders.axes(grid, name) for name in names])
+    mask = masks.blocks("plan", order=order, block=(64, 64))
+    return Attention(tokens=grid, heads=8, head_dim=64, mask=mask, order=order, block=(64, 64))
+
+
 CATALOGUE = (
+    Workload(
+        "clip",
+        "the example's clip (examples/clip): 8 heads, each in the order its calibration chose",
+        _clip,
+        0.2,
+    ),
     Workload(
         "flux-dev-1024",
         "Flux.1-dev, 1024 x 1024: 64 x 64 tokens behind 512 of text, window of 33 x 33",

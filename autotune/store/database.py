@@ -180,6 +180,9 @@ class Store:
         Reasons of failures are scrubbed. A row that is there already stays as it is. Referring to
         a row that is neither there nor among ``rows`` is an error, and nothing is added.
         """
+        for row in rows:
+            if isinstance(row, Run) and scrub(row.command) != row.command:
+                raise StoreError("this command names a host, a password or a home", hint="begin()")
         clean = [
             replace(row, reason=scrub(row.reason)) if isinstance(row, Measurement) else row
             for row in rows

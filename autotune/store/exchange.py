@@ -17,8 +17,8 @@ from kdsl.runtime.records.rows import TABLES
 def export_jsonl(store: Store, path: Path | str, *, device: str | None = None) -> int:
     """Write the rows of ``store`` to a JSONL file, sorted and in one step; returns how many.
 
-    With ``device`` only the measurements on that GPU and what they refer to. The file holds no host
-    name, GPU serial or password: none ever gets into a database.
+    With ``device`` only the measurements on that GPU and what they refer to. Free text was
+    scrubbed when it was stored, hosts and cards have pseudonyms: see :mod:`.scrub`.
     """
     path, rows = Path(path), list(store.rows(device=device))
     try:

@@ -28,6 +28,6 @@ def scrub(text: str) -> str:
     text = _SERIAL.sub(r"\1-***", text)
     full = socket.gethostname()
     for name in (full, full.partition(".")[0]):
-        if len(name) > 2 and name != "localhost":
+        if len(name) > 1 and name != "localhost":
             text = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", "<host>", text)
     return text

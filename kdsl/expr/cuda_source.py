@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from kdsl.expr.bounds import Bounds, check_int32
+from kdsl.expr.bounds import Bounds
 from kdsl.expr.nodes import Expr
-from kdsl.expr.printing import Dialect, render
+from kdsl.expr.printing import Dialect, Variant, prepare, render, table_name
 from kdsl.expr.tables import Table
 
 HELPERS = """\
@@ -48,7 +48,7 @@ DIALECT = Dialect(
         "not": "!{0}",
     },
     calls=frozenset({"abs", "floormod", "floor", "min", "max"}),
-    look_up=lambda table, offset: f"{table.name}[{offset}]",
+    look_up=lambda table, offset: f"{table_name(table)}[{offset}]",
     true="true",
     false="false",
 )
@@ -57,7 +57,7 @@ DIALECT = Dialect(
 def leaf(
     name: str,
     params: Sequence[str],
-    variants: Sequence[tuple[Sequence[int], Expr]],
+    variants: Sequence[Variant],
     indices: Mapping[str, Bounds],
     tables: Sequence[Table] = (),
 ) -> str:
@@ -65,24 +65,24 @@ def leaf(
 
     ``variants`` are pairs of heads and the expression those heads use; ``params`` must hold
     ``head`` when there are several.  Table pointers follow the indices, in the order given.
+    SpecError where a value may leave 32 bits or a look-up its table.
     """
     arguments = [f"int {p}" for p in params]
-    arguments += [f"const {C_TYPES[t.dtype]}* __restrict__ {t.name}" for t in tables]
+    arguments += [f"const {C_TYPES[t.dtype]}* __restrict__ {table_name(t)}" for t in tables]
     kind = "bool" if variants[0][1].is_bool else "int"
     lines = [f"KDSL_LEAF {kind} {name}({', '.join(arguments)}) {{"]
-    if len(variants) == 1:
-        return "\n".join([*lines, *_body(variants[0][1], indices, "  "), "}", ""])
+    plain = prepare(variants, indices)
+    if len(plain) == 1:
+        return "\n".join([*lines, *_body(plain[0][1], indices, "  "), "}", ""])
     lines.append("  switch (head) {")
-    for i, (heads, expr) in enumerate(variants):
-        labels = [f"case {h}:" for h in heads] if i + 1 < len(variants) else ["default:"]
+    for i, (heads, expr) in enumerate(plain):
+        labels = [f"case {h}:" for h in heads] if i + 1 < len(plain) else ["default:"]
         lines.append(f"    {' '.join(labels)} {{")
         lines += [*_body(expr, indices, "      "), "    }"]
     return "\n".join([*lines, "  }", "}", ""])
 
 
 def _body(expr: Expr, indices: Mapping[str, Bounds], indent: str) -> list[str]:
-    check_int32(expr, indices)
     printed = render(expr, DIALECT, indices)
-    types = "const auto"
-    lines = [f"{indent}{types} {name} = {text};" for name, text in printed.lines]
+    lines = [f"{indent}const auto {name} = {text};" for name, text in printed.lines]
     return [*lines, f"{indent}return {printed.result};"]

@@ -71,11 +71,13 @@ def evaluate(
     return np.array(np.broadcast_to(done[expr.key], shape))
 
 
-def coordinate(token: Values, data: tuple[tuple[int, ...], int, int]) -> Any:
-    """Coordinate of original tokens; tokens before the grid read as its first one."""
-    shape, start, axis = data
+def coordinate(token: Values, data: tuple[tuple[int, ...], int, int, str]) -> Any:
+    """Coordinate of original tokens; tokens outside the grid (text) read 0."""
+    shape, start, axis, _ = data
     stride = int(np.prod(shape[axis + 1 :], dtype=np.int64))
-    return np.maximum(np.subtract(token, start), 0) // stride % max(shape[axis], 1)
+    at = np.subtract(token, start)
+    inside = (at >= 0) & (at < int(np.prod(shape, dtype=np.int64)))
+    return np.where(inside, at, 0) // max(stride, 1) % max(shape[axis], 1)
 
 
 def look_up(
@@ -90,7 +92,7 @@ def look_up(
                 f"index {int(low) if low < 0 else int(high)} is outside table {table.name!r}",
                 where=f"axis {axis} of shape {values.shape}",
             )
-    return values[tuple(at)].astype(np.int64)
+    return np.asarray(values[tuple(at)], np.int64)
 
 
 def table_values(table: Table, tables: Mapping[str, npt.NDArray[Any]] | None) -> npt.NDArray[Any]:

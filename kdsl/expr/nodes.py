@@ -1,20 +1,19 @@
 """Nodes of the expression tree: integers and truth values over named indices.
 
-A node is a value: it never changes, and `key` identifies its structure.  ``==`` builds a comparison,
-as ``<`` does; compare structures with `Expr.same`.  ``//`` and ``%`` round towards minus infinity
-in every reader, as in Python and NumPy.
+A node is a value: it never changes, and `key` identifies its structure.  ``==`` builds a
+comparison, as ``<`` does; compare structures with `Expr.same`.  ``//`` and ``%`` round towards
+minus infinity in every reader, as in Python and NumPy.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
+
+import numpy as np
 
 from kdsl.errors import SpecError
-
-if TYPE_CHECKING:
-    from kdsl.grid import Grid
 
 INT_OPS = frozenset(
     {
@@ -43,6 +42,7 @@ class Expr:
     """One node: an operation, its arguments, and what else it needs to know."""
 
     __slots__ = ("__weakref__", "args", "data", "key", "op")
+    __array_ufunc__ = None  # NumPy scalars leave operators to this class.
 
     op: str
     args: tuple[Expr, ...]
@@ -58,6 +58,9 @@ class Expr:
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError("expression nodes never change")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Expr, (self.op, self.args, self.data)
 
     @property
     def is_bool(self) -> bool:
@@ -125,7 +128,7 @@ class Expr:
         raise SpecError(
             "an expression has no truth value while a mask is being described",
             where=repr(self),
-            hint="`a & b`, `a | b`, `~a` and `where(c, a, b)` instead of `and`, `or`, `not` and `if`",
+            hint="`&`, `|`, `~` and `where(c, a, b)` instead of `and`, `or`, `not` and `if`",
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -198,33 +201,13 @@ class Expr:
         other = as_expr(other)
         return (self & ~other) | (~self & other)
 
+    __rxor__ = __xor__
+
     def __invert__(self) -> Expr:
         return make("not", (self,))
 
     def __truediv__(self, other: object) -> NoReturn:
         raise SpecError("`/` gives fractions, and indices are integers", hint="`//`")
-
-
-class Index(Expr):
-    """A token index with its coordinates as attributes: ``q.frames``, ``k.width``."""
-
-    __slots__ = ("grid",)
-
-    grid: Grid | None
-
-    def __init__(self, name: str, grid: Grid | None = None) -> None:
-        super().__init__("var", (), name)
-        object.__setattr__(self, "grid", grid)
-
-    def __getattr__(self, name: str) -> Expr:
-        if self.grid is not None and name in (self.grid.axes or ("length",)):
-            return coord(self, self.grid, name)
-        if self.grid is not None and name == "visual":
-            return visual_test(self, self.grid)
-        if name in ("frames", "height", "width", "length", "visual"):
-            hint = f"one of {self.grid.axes}" if self.grid else "predicate(..., grid=grid)"
-            raise SpecError(f"index {self.data!r} has no coordinate {name!r}", hint=hint)
-        raise AttributeError(name)
 
 
 def _data_key(data: Any) -> str:
@@ -235,11 +218,12 @@ def as_expr(value: object) -> Expr:
     """An expression as it is; a Python or NumPy integer or truth value as a constant."""
     if isinstance(value, Expr):
         return value
-    if isinstance(value, bool) or type(value).__name__ == "bool_":
-        return Expr("bool", (), int(value))  # type: ignore[call-overload]
-    if hasattr(value, "__index__"):
-        return const(value.__index__())
-    raise SpecError(f"{value!r} is not an integer or a truth value", hint="integers and `//`")
+    if isinstance(value, (bool, np.bool_)):
+        return boolean(bool(value))
+    if isinstance(value, (int, np.integer)):
+        return const(int(value))
+    hint = "kdsl.table(values)[q]" if isinstance(value, np.ndarray) else "integers and `//`"
+    raise SpecError(f"{value!r} is not an integer or a truth value", hint=hint)
 
 
 def const(value: int) -> Expr:
@@ -257,19 +241,6 @@ def var(name: str) -> Expr:
     if name not in VARIABLES:
         raise SpecError(f"unknown index {name!r}", hint=", ".join(VARIABLES))
     return Expr("var", (), name)
-
-
-def coord(token: Expr, grid: Grid, axis: str | int) -> Expr:
-    """Coordinate of an original token along one axis of a grid; text tokens read 0."""
-    i = axis if isinstance(axis, int) else grid.axis(axis)
-    return Expr("coord", (token,), (grid.shape, grid.visual_start, i))
-
-
-def visual_test(token: Expr, grid: Grid) -> Expr:
-    """Whether an original token has coordinates, that is, is no text."""
-    if not grid.text:
-        return boolean(True)
-    return Expr("visual", (token,), (grid.visual_start, grid.visual))
 
 
 def minimum(a: Expr | int, b: Expr | int) -> Expr:
@@ -306,9 +277,15 @@ _FOLD: dict[str, Callable[..., int]] = {
 }
 
 
+_SAME = {"eq": True, "le": True, "ne": False, "lt": False}
+"""Comparisons of an expression with itself."""
+
+
 def make(op: str, args: tuple[Expr, ...], data: Any = None) -> Expr:
     """A node, checked and simplified: constants folded, neutral elements dropped."""
-    _check(op, args)
+    _check(op, args, data)
+    if op in ("eq", "ne") and args[0].value is not None:
+        args = args[::-1]
     values = tuple(a.value for a in args)
     if op in _FOLD and None not in values:
         return (boolean if op in BOOL_OPS else const)(_FOLD[op](*values))  # type: ignore[arg-type]
@@ -316,25 +293,32 @@ def make(op: str, args: tuple[Expr, ...], data: Any = None) -> Expr:
     return Expr(op, args, data) if simpler is None else simpler
 
 
-def _check(op: str, args: tuple[Expr, ...]) -> None:
-    wants_bool = {
-        "and": (True, True),
-        "or": (True, True),
-        "not": (True,),
-        "where": (True, False, False),
-    }
-    if op in ("table", "coord", "visual", "blocks"):
-        return
-    wanted = wants_bool.get(op, (False,) * len(args))
+_ARITY = {
+    **dict.fromkeys(("const", "bool", "var"), 0),
+    **dict.fromkeys(("coord", "visual", "abs", "not"), 1),
+    **dict.fromkeys(("where", "blocks"), 3),
+}
+_BOOLEAN_ARGUMENTS = {
+    "and": (True, True),
+    "or": (True, True),
+    "not": (True,),
+    "where": (True, False, False),
+}
+
+
+def _check(op: str, args: tuple[Expr, ...], data: Any) -> None:
+    arity = len(data.shape) if op == "table" else _ARITY.get(op, 2)
+    if len(args) != arity:
+        raise SpecError(f"{op!r} takes {arity} arguments, got {len(args)}")
+    wanted = _BOOLEAN_ARGUMENTS.get(op, (False,) * arity)
     for arg, boolean_wanted in zip(args, wanted, strict=True):
-        if arg.is_bool != boolean_wanted:
-            kind, found = (
-                ("truth value", "integer") if boolean_wanted else ("integer", "truth value")
-            )
-            hint = (
-                "compare it first, e.g. `x == 0`" if boolean_wanted else "`where(condition, 1, 0)`"
-            )
-            raise SpecError(f"{op!r} takes a {kind}, got an {found}", where=repr(arg), hint=hint)
+        if arg.is_bool == boolean_wanted:
+            continue
+        if boolean_wanted:
+            kinds, hint = ("a truth value", "an integer"), "compare it first, e.g. `x == 0`"
+        else:
+            kinds, hint = ("an integer", "a truth value"), "`where(condition, 1, 0)`"
+        raise SpecError(f"{op!r} takes {kinds[0]}, got {kinds[1]}", where=repr(arg), hint=hint)
     if op in ("floordiv", "mod") and args[1].value is not None and args[1].value <= 0:
         raise SpecError(
             f"division by {args[1].value}", where=repr(args[0]), hint="a positive divisor"
@@ -343,6 +327,8 @@ def _check(op: str, args: tuple[Expr, ...]) -> None:
 
 def _simplify(op: str, args: tuple[Expr, ...], values: tuple[int | None, ...]) -> Expr | None:
     """A simpler node of the same value, or None."""
+    if op in _SAME and args[0].same(args[1]):
+        return boolean(_SAME[op])
     if op in ("and", "or"):
         absorbing = 0 if op == "and" else 1
         for this, other in (args, args[::-1]):

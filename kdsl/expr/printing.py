@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kdsl.errors import SpecError
-from kdsl.expr.bounds import Bounds, bounds
+from kdsl.expr.bounds import Bounds, bounds, check_int32, check_tables
+from kdsl.expr.lower import lower
 from kdsl.expr.nodes import Expr
 from kdsl.expr.tables import Table
 
@@ -16,6 +16,9 @@ ATOMS = frozenset({"const", "bool", "var"})
 CHAINS = frozenset({"add", "and", "or", "mul"})
 FLOORED = {"floordiv": "floor", "mod": "floormod"}
 """Formats that round towards minus infinity, for dividends that may be negative."""
+
+Variant = tuple[Sequence[int], Expr]
+"""Heads, and the expression those heads use."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,21 @@ class Printed:
     result: str = ""
 
 
-def render(
-    expr: Expr, dialect: Dialect, indices: Mapping[str, Bounds], names: str = "t"
-) -> Printed:
-    """Print an expression for indices inside the given ranges.
+def table_name(table: Table) -> str:
+    """A table's name in generated code: the suffix keeps it apart from every other name there."""
+    return f"{table.name}_table"
+
+
+def prepare(variants: Sequence[Variant], indices: Mapping[str, Bounds]) -> list[Variant]:
+    """Variants checked for 32 bits and table bounds, and made plain."""
+    for _, expr in variants:
+        check_int32(expr, indices)
+        check_tables(expr, indices)
+    return [(heads, lower(expr, indices)) for heads, expr in variants]
+
+
+def render(expr: Expr, dialect: Dialect, indices: Mapping[str, Bounds]) -> Printed:
+    """Print a plain expression (see `lower`) for indices inside the given ranges.
 
     Division prints as the language's truncating one where the ranges prove that both agree, and as
     a helper with floor semantics otherwise.
@@ -58,13 +72,9 @@ def render(
 
     for node in expr.walk():
         if node.op in ATOMS:
-            written, own = _atom(node, dialect), node.value is None or node.value >= 0
-        elif node.op == "coord":
-            written, own = _coordinate(node, operand(node.args[0], "sub"), ranges, dialect)
-        elif node.op == "visual":
-            written, own = _visual(node, operand(node.args[0], "lt"), ranges, dialect), False
+            written, own = _atom(node, dialect), node.op != "const" or node.data >= 0
         elif node.op == "table":
-            flat = _offset(node.data, [operand(a, "mul") for a in node.args], node, ranges)
+            flat = _offset(node.data, [operand(a, "mul") for a in node.args])
             written, own = dialect.look_up(node.data, flat), True
         else:
             form = _form(node, ranges)
@@ -72,7 +82,7 @@ def render(
             inner = [text[a.key] if own else operand(a, node.op) for a in node.args]
             written = dialect.formats[form].format(*inner)
         if uses[node.key] > 1 and node.op not in ATOMS:
-            name = f"{names}{len(out.lines)}"
+            name = f"t{len(out.lines)}"
             out.lines.append((name, written))
             written, own = name, True
         text[node.key], bracketed[node.key] = written, own
@@ -93,53 +103,11 @@ def _form(node: Expr, ranges: Mapping[str, Bounds]) -> str:
     return node.op
 
 
-def _offset(table: Table, at: list[str], node: Expr, ranges: Mapping[str, Bounds]) -> str:
-    """Row-major offset of an entry; SpecError where an index may leave the table."""
+def _offset(table: Table, at: Sequence[str]) -> str:
+    """Row-major offset of an entry."""
     parts = []
-    for axis, (text, index) in enumerate(zip(at, node.args, strict=True)):
-        low, high = ranges[index.key]
-        size = table.shape[axis]
-        if low < 0 or high >= max(size, 1):
-            raise SpecError(
-                f"index {index!r} of table {table.name!r} runs from {low} to {high}, "
-                f"the table from 0 to {size - 1}",
-                where=repr(node),
-                hint=f"minimum(maximum(index, 0), {size - 1})",
-            )
+    for axis, (text, size) in enumerate(zip(at, table.shape, strict=True)):
         stride = math.prod(table.shape[axis + 1 :])
         if size > 1:
             parts.append(text if stride == 1 else f"{text} * {stride}")
     return " + ".join(parts) or "0"
-
-
-def _coordinate(
-    node: Expr, token: str, ranges: Mapping[str, Bounds], dialect: Dialect
-) -> tuple[str, bool]:
-    """A coordinate in plain arithmetic, without the steps that the ranges make idle."""
-    shape, start, axis = node.data
-    low, high = ranges[node.args[0].key]
-    stride = math.prod(shape[axis + 1 :])
-    text = token
-    if low < start:
-        text = dialect.formats["max"].format(f"{token} - {start}" if start else token, "0")
-    elif start:
-        text = f"({token} - {start})"
-    if shape[axis] <= 1:
-        return "0", True
-    if stride > 1:
-        text = dialect.formats["floordiv"].format(text, stride)
-    if axis or high - start >= math.prod(shape):
-        text = dialect.formats["mod"].format(f"({text})" if stride > 1 else text, shape[axis])
-    return text, text == token
-
-
-def _visual(node: Expr, token: str, ranges: Mapping[str, Bounds], dialect: Dialect) -> str:
-    """Whether a token has coordinates: text stands at one end, so one comparison is enough."""
-    start, count = node.data
-    low, high = ranges[node.args[0].key]
-    above = dialect.formats["le"].format(start, token)
-    below = dialect.formats["lt"].format(token, start + count)
-    tests = [t for t, idle in ((above, low >= start), (below, high < start + count)) if not idle]
-    if len(tests) == 2:
-        return dialect.formats["and"].format(*(f"({t})" for t in tests))
-    return tests[0] if tests else dialect.true

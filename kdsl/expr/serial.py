@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from kdsl.errors import SpecError
 from kdsl.expr.nodes import BOOL_OPS, INT_OPS, VARIABLES, Expr, make
 from kdsl.expr.tables import Table
+from kdsl.grid import AXES
+
+COORDINATES = (*AXES, "length")
 
 
 def to_json(expr: Expr) -> list[Any]:
@@ -35,6 +39,8 @@ def from_json(value: list[Any]) -> Expr:
     for op, data, *args in value:
         if op not in INT_OPS | BOOL_OPS:
             raise SpecError(f"unknown operation {op!r}", hint=", ".join(sorted(INT_OPS | BOOL_OPS)))
+        if not all(isinstance(i, int) and 0 <= i < len(nodes) for i in args):
+            raise SpecError(f"arguments {args} of {op!r} are not nodes before it")
         nodes.append(make(op, tuple(nodes[i] for i in args), _from_data(op, data)))
     return nodes[-1]
 
@@ -48,12 +54,19 @@ def _from_data(op: str, data: Any) -> Any:
         name, block, shared = data
         return BlockMap(str(name), (int(block[0]), int(block[1])), bool(shared))
     if op == "coord":
-        return (tuple(map(int, data[0])), int(data[1]), int(data[2]))
+        shape, start, axis, name = data
+        return (tuple(map(int, shape)), int(start), int(axis), _one_of(name, COORDINATES))
     if op == "visual":
         return (int(data[0]), int(data[1]))
-    if op == "var" and data not in VARIABLES:
-        raise SpecError(f"unknown index {data!r}", hint=", ".join(VARIABLES))
-    return int(data) if op in ("const", "bool") else data
+    if op == "var":
+        return _one_of(data, VARIABLES)
+    return int(data) if op in ("const", "bool") else None
+
+
+def _one_of(name: Any, known: Sequence[str]) -> str:
+    if name not in known:
+        raise SpecError(f"unknown index {name!r}", hint=", ".join(known))
+    return str(name)
 
 
 def structure(expr: Expr) -> list[Any]:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import hashlib
 import keyword
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from kdsl.errors import SpecError
-from kdsl.expr.nodes import Expr, as_expr
+from kdsl.errors import InputError, SpecError
+from kdsl.expr.nodes import Expr, as_expr, make
 
 DTYPES = ("int32", "int16", "uint8", "int8")
 LOW, HIGH = -(2**30), 2**30 - 1
@@ -49,15 +50,23 @@ class Table:
         limits = np.iinfo(dtype)
         self.low = max(LOW, int(limits.min)) if low is None else int(low)
         self.high = min(HIGH, int(limits.max)) if high is None else int(high)
-        self.values = None if values is None else self.checked(values)
+        if not limits.min <= self.low <= self.high <= limits.max:
+            raise SpecError(
+                f"table {name!r} of {dtype} with low={self.low}, high={self.high}",
+                hint=f"{limits.min} <= low <= high <= {limits.max}",
+            )
+        self.values: npt.NDArray[np.integer] | None = None
         self.digest = digest
-        if self.values is not None:
-            self.values.setflags(write=False)
-            self.digest = hashlib.sha256(self.values.tobytes()).hexdigest()[:16]
+        if values is not None:
+            held = self.checked(values).copy()
+            held.setflags(write=False)
+            self.values, self.digest = held, _digest(held)
         self.key = repr(self.to_json())
 
     def _check(self) -> None:
-        if not self.name.isidentifier() or keyword.iskeyword(self.name):
+        # Names reach generated code, also from files: nothing but plain identifiers.
+        plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,63}", self.name)
+        if not plain or keyword.iskeyword(self.name):
             raise SpecError(f"table name {self.name!r}", hint='a plain identifier such as "doc"')
         if self.dtype not in DTYPES:
             raise SpecError(f"table {self.name!r} of {self.dtype}", hint=", ".join(DTYPES))
@@ -73,9 +82,7 @@ class Table:
             raise SpecError(
                 f"table {self.name!r} has {len(self.shape)} axes, got {len(at)} indices"
             )
-        if any(i.is_bool for i in at):
-            raise SpecError(f"table {self.name!r} is looked up by integers")
-        return Expr("table", at, self)
+        return make("table", at, self)
 
     def __repr__(self) -> str:
         digest = f", digest={self.digest!r}" if self.digest else ""
@@ -94,19 +101,44 @@ class Table:
         return Table(name, shape, dtype, low, high, digest=digest)
 
     def checked(self, values: npt.ArrayLike) -> npt.NDArray[np.integer]:
-        """Values as a C-contiguous array of the table's dtype; SpecError if they do not fit it."""
+        """Values as a C-contiguous array of the table's dtype; InputError if they do not fit it."""
         array = np.asarray(values)
         if array.shape != self.shape:
-            raise SpecError(f"table {self.name!r} has shape {self.shape}, got {array.shape}")
+            raise InputError(f"table {self.name!r} has shape {self.shape}, got {array.shape}")
         if array.dtype.kind not in "iub":
-            raise SpecError(f"table {self.name!r} holds integers, got {array.dtype}")
+            raise InputError(f"table {self.name!r} holds integers, got {array.dtype}")
         if array.size and not (self.low <= int(array.min()) and int(array.max()) <= self.high):
-            raise SpecError(
+            raise InputError(
                 f"table {self.name!r} holds {int(array.min())}..{int(array.max())}",
                 where=repr(self),
                 hint=f"values from {self.low} to {self.high}, or another low= and high=",
             )
-        return np.ascontiguousarray(array, dtype=self.dtype)
+        array = np.ascontiguousarray(array, dtype=self.dtype)
+        if self.digest and _digest(array) != self.digest:
+            raise InputError(
+                f"table {self.name!r} holds other values than the spec was made with",
+                where=repr(self),
+                hint="the values the spec was made with, or a spec with an open table",
+            )
+        return array
+
+
+def tables_of(exprs: Iterable[Expr]) -> tuple[Table, ...]:
+    """Tables that occur, in order of first use; SpecError where two share a name."""
+    found: dict[str, Table] = {}
+    for node in (n for e in exprs for n in e.walk() if n.op == "table"):
+        held = found.setdefault(node.data.name, node.data)
+        if held.key != node.data.key:
+            raise SpecError(
+                f"two tables are named {held.name!r}",
+                where=f"{held!r} and {node.data!r}",
+                hint="another name for one of them",
+            )
+    return tuple(found.values())
+
+
+def _digest(values: npt.NDArray[np.integer]) -> str:
+    return hashlib.sha256(values.tobytes()).hexdigest()[:16]
 
 
 def table(
@@ -127,14 +159,7 @@ def table(
     array = np.asarray(name)
     if array.dtype.kind not in "iub":
         raise SpecError(f"a table holds integers, got {array.dtype}")
-    array = np.ascontiguousarray(array, dtype=dtype)
-    digest = hashlib.sha256(array.tobytes()).hexdigest()
-    bounds = (int(array.min()), int(array.max())) if array.size else (0, 0)
-    return Table(
-        f"t_{digest[:10]}",
-        array.shape,
-        dtype,
-        bounds[0] if low is None else low,
-        bounds[1] if high is None else high,
-        array,
-    )
+    least, most = (int(array.min()), int(array.max())) if array.size else (0, 0)
+    low, high = least if low is None else low, most if high is None else high
+    digest = hashlib.sha256(repr((array.shape, dtype)).encode() + array.astype(np.int64).tobytes())
+    return Table(f"t_{digest.hexdigest()[:10]}", array.shape, dtype, low, high, array)

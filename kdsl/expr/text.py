@@ -50,9 +50,7 @@ def _text(node: Expr, text: dict[str, str], source: bool) -> str:
     if node.op == "table":
         return f"{repr(node.data) if source else node.data.name}[{', '.join(args)}]"
     if node.op == "coord":
-        shape, _, axis = node.data
-        names = {1: ("length",), 2: ("height", "width"), 3: ("frames", "height", "width")}
-        return f"{operand(node.args[0])}.{names[len(shape)][axis]}"
+        return f"{operand(node.args[0])}.{node.data[-1]}"
     if node.op == "visual":
         return f"{operand(node.args[0])}.visual"
     if node.op == "blocks":

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from kdsl.expr.bounds import Bounds, check_int32
+from kdsl.expr.bounds import Bounds
 from kdsl.expr.nodes import Expr
-from kdsl.expr.printing import Dialect, render
+from kdsl.expr.printing import Dialect, Variant, prepare, render, table_name
 from kdsl.expr.tables import Table
 
 HELPERS = '''
 @triton.jit
 def floordiv(a, b):
-    """Quotient rounded down; Triton's own truncates."""
-    return (a - (a % b + b) % b) // b
+    """Quotient rounded down; Triton's own truncates.  The divisor is positive."""
+    return tl.where(a % b < 0, a // b - 1, a // b)
 
 
 @triton.jit
 def floormod(a, b):
     """Remainder with the sign of a positive divisor."""
-    return (a % b + b) % b
+    return tl.where(a % b < 0, a % b + b, a % b)
 '''
 
 
 def _look_up(table: Table, offset: str) -> str:
-    load = f"tl.load({table.name} + ({offset}))"
+    load = f"tl.load({table_name(table)} + ({offset}))"
     return load if table.dtype == "int32" else f"{load}.to(tl.int32)"
 
 
@@ -59,43 +59,54 @@ DIALECT = Dialect(
 def leaf(
     name: str,
     params: Sequence[str],
-    variants: Sequence[tuple[Sequence[int], Expr]],
+    variants: Sequence[Variant],
     indices: Mapping[str, Bounds],
     tables: Sequence[Table] = (),
 ) -> str:
     """Source of one leaf: ``name(*params, tables)``.
 
     ``variants`` are pairs of heads and the expression those heads use; with one pair the heads do
-    not matter.  Tables arrive as a tuple of pointers in the order given.
+    not matter.  Tables arrive as a tuple of pointers in the order given.  A mask comes out in the
+    shape of its first two parameters together, an index in that of the first.  SpecError where a
+    value may leave 32 bits or a look-up its table.
     """
+    plain = prepare(variants, indices)
+    used = {n.data.name for _, e in plain for n in e.walk() if n.op == "table"}
     lines = ["@triton.jit", f"def {name}({', '.join([*params, 'tables'])}):"]
-    used = {n.data.name for _, e in variants for n in e.walk() if n.op == "table"}
-    lines += [f"    {t.name} = tables[{i}]" for i, t in enumerate(tables) if t.name in used]
-    is_mask = variants[0][1].is_bool
-    everything = " & ".join(f"({p} >= 0)" for p in params[:2]) if is_mask else f"{params[0]} + 0"
-    if len(variants) == 1:
-        body, result = _body(variants[0][1], indices, "    ")
-        # A mask must come out as a tensor even where it is the same for all tokens.
-        if variants[0][1].value is not None:
-            result = everything if result == "True" else f"~({everything})" if is_mask else result
+    lines += [f"    {table_name(t)} = tables[{i}]" for i, t in enumerate(tables) if t.name in used]
+    if len(plain) == 1:
+        body, result = _body(plain[0][1], params, indices, "    ")
         return "\n".join([*lines, *body, f"    return {result}", ""])
-    # The heads' branches must agree in shape, so each one narrows the same full-size value.
-    lines.append(f"    out = {everything}")
-    for i, (heads, expr) in enumerate(variants):
-        body, result = _body(expr, indices, "        ")
-        if i + 1 == len(variants):
-            lines.append("    else:")
-        else:
-            test = " or ".join(f"head == {h}" for h in heads)
-            lines.append(f"    {'if' if i == 0 else 'elif'} {test}:")
-        lines += [
-            *body,
-            f"        out = out & ({result})" if is_mask else f"        out = {result}",
-        ]
+    for i, (heads, expr) in enumerate(plain):
+        body, result = _body(expr, params, indices, "        ")
+        test = " or ".join(f"head == {h}" for h in heads)
+        lines.append(
+            f"    {'if' if i == 0 else 'elif'} {test}:" if i + 1 < len(plain) else "    else:"
+        )
+        lines += [*body, f"        out = {result}"]
     return "\n".join([*lines, "    return out", ""])
 
 
-def _body(expr: Expr, indices: Mapping[str, Bounds], indent: str) -> tuple[list[str], str]:
-    check_int32(expr, indices)
+def _body(
+    expr: Expr, params: Sequence[str], indices: Mapping[str, Bounds], indent: str
+) -> tuple[list[str], str]:
     printed = render(expr, DIALECT, indices)
-    return [f"{indent}{name} = {text}" for name, text in printed.lines], printed.result
+    lines = [f"{indent}{name} = {text}" for name, text in printed.lines]
+    return lines, _full_size(expr, printed.result, params)
+
+
+def _full_size(expr: Expr, result: str, params: Sequence[str]) -> str:
+    """The result as a tensor of the leaf's shape, also where it does not depend on all of it.
+
+    Branches for different heads must agree in type and shape, and templates index the result.
+    """
+    used = expr.variables()
+    if not expr.is_bool:
+        return result if params[0] in used else f"{params[0]} * 0 + ({result})"
+    # Stored positions have the shape of the tokens at them.
+    if all({p, f"{p}s"} & used for p in params[:2]):
+        return result
+    everything = " & ".join(f"({p} >= 0)" for p in params[:2])
+    if expr.value is None:
+        return f"{everything} & ({result})"
+    return everything if expr.value else f"~({everything})"

@@ -10,15 +10,14 @@ import numpy.typing as npt
 
 from kdsl.blocks import Blocks, from_lists, stack_heads
 from kdsl.errors import SpecError
-from kdsl.expr.bounds import bounds
 from kdsl.expr.nodes import Expr
-from kdsl.grid import Grid
+from kdsl.grid import Grid, as_grid
 from kdsl.intervals.boxes import Boxes, Side
 from kdsl.intervals.hierarchy import decide
 from kdsl.intervals.lookup import RangeTables
 from kdsl.intervals.reader import Reader
 from kdsl.masks import Mask
-from kdsl.orders import Order, PerHead, identity
+from kdsl.orders import Order, identity
 
 Tables = Mapping[str, npt.NDArray[Any]]
 
@@ -42,16 +41,26 @@ def classify(
     where the keys are the queries.  Rows come for one head where neither mask nor order differs by
     head, and for one batch item where the mask does not speak of the batch.
     """
-    grid_q = queries if isinstance(queries, Grid) else Grid(queries)
-    grid_k = grid_q if keys is None else keys if isinstance(keys, Grid) else Grid(keys)
+    grid_q = as_grid(queries, "queries")
+    grid_k = grid_q if keys is None else as_grid(keys, "keys")
+    mask.check_grids(grid_q, grid_k)
+    if len(mask.variants) not in (1, heads):
+        raise SpecError(
+            f"masks for {len(mask.variants)} heads, asked for {heads}",
+            hint=f"heads={len(mask.variants)}",
+        )
+    mask = mask.resolve(heads, grid_q.tokens, grid_k.tokens)
+    mask.tables()  # Raises where two share a name.
     order_q = query_order or identity(grid_q)
     order_k = key_order or (query_order if grid_k == grid_q and query_order else identity(grid_k))
     for order, grid in ((order_q, grid_q), (order_k, grid_k)):
         if order.tokens != grid.tokens:
             raise SpecError(f"an order of {order.tokens} tokens", where=repr(grid))
-    used = frozenset().union(*(e.variables() for e in mask.variants))
+        if len(order.parts) not in (1, heads):
+            raise SpecError(f"orders for {len(order.parts)} heads, asked for {heads}")
+    used = frozenset[str]().union(*(e.variables() for e in mask.variants))
     by_head = len(mask.variants) > 1 or "head" in used
-    by_head |= isinstance(order_q, PerHead) or isinstance(order_k, PerHead)
+    by_head |= len(order_q.parts) > 1 or len(order_k.parts) > 1
     known: dict[Any, Blocks] = {}
     prepared = RangeTables(tables)
     out = []
@@ -71,7 +80,7 @@ def classify(
 
 def head_order(order: Order, head: int) -> Order:
     """The order of one query head."""
-    return order.orders[head] if isinstance(order, PerHead) else order
+    return order.parts[head if len(order.parts) > 1 else 0]
 
 
 def _sides(
@@ -96,33 +105,42 @@ def _one(
     if not rows or not columns:
         nothing = np.zeros(0, np.int64)
         return from_lists(nothing, nothing, nothing > 0, (1, 1, rows), block, *tokens)
-    made: dict[tuple[int, int], Boxes] = {}
+    narrow = magnitude(expr, tokens) < 2**31
+    made: dict[tuple[int, int, bool], Boxes] = {}
 
-    narrow = _fits_int32(expr, tokens)
+    def boxes(which: int, size: int, hull: bool) -> Boxes:
+        if (which, size, hull) not in made:
+            found = boxes(which, size, False).hull() if hull else sides[which].boxes(size)
+            made[which, size, hull] = found.narrow() if narrow and not hull else found
+        return made[which, size, hull]
 
-    def boxes(which: int, size: int) -> Boxes:
-        if (which, size) not in made:
-            found = sides[which].boxes(size)
-            made[which, size] = found.narrow() if narrow else found
-        return made[which, size]
-
-    def reader(sizes: tuple[int, int], hull: bool) -> Reader:
-        found = [boxes(i, size) for i, size in enumerate(sizes)]
-        if hull:
-            found = [b.hull() for b in found]
-        return Reader(expr, found[0], found[1], (sides[0].grid, sides[1].grid), tables)
+    def reader(query_size: int, key_size: int, hull: bool) -> Reader:
+        return Reader(expr, boxes(0, query_size, hull), boxes(1, key_size, hull), tables)
 
     found = decide(rows, columns, block, reader, _cuts(block))
-    return from_lists(
-        found.row, found.column, found.partial, (1, 1, rows), block, tokens[0], tokens[1]
-    )
+    return from_lists(found.row, found.column, found.partial, (1, 1, rows), block, *tokens)
 
 
-def _fits_int32(expr: Expr, tokens: tuple[int, int]) -> bool:
-    """Whether no sum of terms that the reader may form can leave 32 bits."""
-    last = {name: (0, n - 1) for name, n in zip("qk", tokens, strict=True)}
-    found = bounds(expr, last | {"qs": last["q"], "ks": last["k"]})
-    return sum(max(abs(low), abs(high)) for low, high in found.values()) < 2**31
+def magnitude(expr: Expr, tokens: tuple[int, int]) -> int:
+    """What no sum of terms that the reader forms can exceed.
+
+    A hull that mixes text and grid lets a token reach up to twice the sequence's length.
+    """
+    done: dict[str, int] = {}
+    for node in expr.walk():
+        args = [done[a.key] for a in node.args]
+        if node.op == "table":
+            size = max(abs(node.data.low), abs(node.data.high))
+        elif node.op == "const":
+            size = abs(node.data)
+        elif node.op == "mul":
+            size = args[0] * args[1]
+        elif node.op in ("min", "max", "where", "floordiv", "mod"):
+            size = max(args)
+        else:
+            size = sum(args, start=2 * max(*tokens, 1))
+        done[node.key] = size
+    return max(done.values())
 
 
 def _cuts(block: tuple[int, int]) -> tuple[tuple[int, int], ...]:

@@ -1,8 +1,12 @@
-"""Refine what is undecided: from few large squares of the mask down to blocks, and inside them."""
+"""Refine what is undecided: from few large squares of the mask down to blocks, and inside them.
+
+Pairs are read as arrays ``[query runs, key runs, squares]``: each side is gathered once a square,
+and the operations run along the long last axis.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -10,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdsl.intervals.boxes import Boxes
 from kdsl.intervals.reader import Reader
 
 Array = npt.NDArray[Any]
@@ -31,8 +34,8 @@ class Decided:
     partial: Array
 
 
-ReaderAt = Callable[[tuple[int, int], bool], Reader]
-"""A reader over runs of so many (query, key) tokens, as hulls or not."""
+ReaderAt = Callable[[int, int, bool], Reader]
+"""A reader over runs of so many query and key tokens, as hulls or not."""
 Sizes = tuple[tuple[int, int], ...]
 
 
@@ -45,18 +48,17 @@ def decide(
     tokens.
     """
     span = 1
-    while max(rows, columns) > span * 32:
+    while max(rows, columns) > span * FAN:
         span *= FAN
-    i, j = (a.reshape(-1) for a in np.indices((-(-rows // span), -(-columns // span))))
+    i, j = np.zeros(1, np.int64), np.zeros(1, np.int64)
     kept: list[tuple[Array, Array]] = []
     while True:
-        may, must = read(reader((block[0] * span, block[1] * span), True), i, j)
-        kept.append(_spread(i[must], j[must], span, rows, columns))
-        open_ = may & ~must
-        i, j = i[open_], j[open_]
+        runs = reader(block[0] * span, block[1] * span, True)
+        must, open_ = _children(runs, i, j, -(-rows // span), -(-columns // span))
+        kept.append(_spread(*must, span, rows, columns))
+        i, j = open_
         if span == 1:
             break
-        i, j = _children(i, j, rows, columns, span)
         span //= FAN
     full, partial = _blocks(i, j, block, reader, parts)
     row = np.concatenate([k[0] for k in kept] + [i[full], i[partial]])
@@ -66,27 +68,46 @@ def decide(
     return Decided(row, column, kinds)
 
 
-def read(reader: Reader, i: Array, j: Array) -> tuple[Array, Array]:
-    """(may, must) for pairs of runs, in chunks."""
-    may, must = np.empty(len(i), np.bool_), np.empty(len(i), np.bool_)
-    for at in range(0, len(i), CHUNK):
-        part = slice(at, at + CHUNK)
-        may[part], must[part] = reader.pairs(i[part], j[part])
-    return may, must
+Pairs = tuple[Array, Array]
 
 
-def _children(i: Array, j: Array, rows: int, columns: int, span: int) -> tuple[Array, Array]:
-    """The FAN x FAN pairs of runs inside each pair, those beyond the edges left out."""
-    step, inner = np.arange(FAN), span // FAN
-    a = np.repeat((i[:, None] * FAN + step).reshape(-1, FAN, 1), FAN, axis=2).reshape(-1)
-    b = np.repeat((j[:, None] * FAN + step).reshape(-1, 1, FAN), FAN, axis=1).reshape(-1)
-    inside = (a < -(-rows // inner)) & (b < -(-columns // inner))
-    return a[inside], b[inside]
+def _children(reader: Reader, i: Array, j: Array, rows: int, columns: int) -> tuple[Pairs, Pairs]:
+    """Pairs of runs inside pairs of the level above: those that must hold, and the undecided."""
+    found: tuple[list[Pairs], list[Pairs]] = ([], [])
+    for _, a, b, may, must in squares(reader, i, j, (FAN, FAN)):
+        for held, marks in zip(found, (must, may & ~must), strict=True):
+            s, t, at = np.nonzero(marks)
+            held.append((a[s, 0, at], b[0, t, at]))
+    pairs = []
+    for held in found:
+        row, column = (np.concatenate(x) for x in zip(*held, strict=True)) if held else (i, j)
+        inside = (row < rows) & (column < columns)
+        pairs.append((row[inside], column[inside]))
+    return pairs[0], pairs[1]
 
 
-def _spread(i: Array, j: Array, span: int, rows: int, columns: int) -> tuple[Array, Array]:
+def squares(
+    reader: Reader, i: Array, j: Array, parts: tuple[int, int]
+) -> Iterator[tuple[slice, Array, Array, Array, Array]]:
+    """Cut pairs of runs into so many parts each way and read them, some pairs at a time.
+
+    Yields the pairs at hand, the numbers of the query parts ``[parts, 1, pairs]`` and of the key
+    parts ``[1, parts, pairs]``, and (may, must) ``[parts, parts, pairs]``.  Parts past the end read
+    as the last one: their numbers tell.
+    """
+    f, g = np.arange(parts[0])[:, None, None], np.arange(parts[1])[None, :, None]
+    last = [len(reader.sides[s].low["s"]) - 1 for s in ("q", "k")]
+    step = max(CHUNK // (parts[0] * parts[1]), 1)
+    for first in range(0, len(i), step):
+        at = slice(first, first + step)
+        a, b = i[at] * parts[0] + f, j[at] * parts[1] + g
+        may, must = reader.pairs(np.minimum(a, last[0]), np.minimum(b, last[1]))
+        yield at, a, b, may, must
+
+
+def _spread(i: Array, j: Array, span: int, rows: int, columns: int) -> Pairs:
     """All blocks inside pairs of runs of ``span`` blocks."""
-    if span == 1:
+    if span == 1 or not len(i):
         return i, j
     a, b = (x.reshape(-1) for x in np.indices((span, span)))
     row, column = (i[:, None] * span + a).reshape(-1), (j[:, None] * span + b).reshape(-1)
@@ -98,86 +119,84 @@ def _blocks(
     i: Array, j: Array, block: tuple[int, int], reader: ReaderAt, parts: Sizes
 ) -> tuple[Array, Array]:
     """(full, partial) of blocks that hulls leave undecided."""
-    n = len(i)
-    seen_true, seen_false = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
-    if not n:
-        return seen_true, seen_false
-    boxes = reader(block, False)
-    may, must = _over_boxes(boxes, i, j, seen_true, seen_false)
-    may_exact, must_exact = boxes.exact
-    seen_true |= may & may_exact
-    seen_false |= ~must & must_exact
-    open_ = np.flatnonzero(may & ~must & ~(seen_true & seen_false))
-    _inside(open_, i[open_], j[open_], reader, (block, *parts), seen_true, seen_false)
-    full = must | (seen_true & ~seen_false & may)
-    empty = ~may | (seen_false & ~seen_true)
-    return full, ~full & ~empty
+    if not len(i):
+        return np.zeros(0, np.bool_), np.zeros(0, np.bool_)
+    marks, open_ = _over_boxes(reader(*block, False), i, j)
+    _inside(open_, i[open_], j[open_], reader, (block, *parts), marks)
+    return marks.true & ~marks.false, marks.true & marks.false
 
 
-def _over_boxes(
-    reader: Reader, i: Array, j: Array, seen_true: Array, seen_false: Array
-) -> tuple[Array, Array]:
-    """(may, must) of blocks from their boxes; notes blocks with a box that is all true or all false."""
-    queries, keys = reader.sides["q"], reader.sides["k"]
-    if len(queries.first) - 1 == len(queries.low["s"]) and len(keys.first) - 1 == len(
-        keys.low["s"]
-    ):
-        return read(reader, i, j)
-    may, must = np.empty(len(i), np.bool_), np.empty(len(i), np.bool_)
-    for at in range(0, len(i), CHUNK // 4):
-        part = slice(at, at + CHUNK // 4)
-        a, b, first = _box_pairs(queries, keys, i[part], j[part])
-        box_may, box_must = reader.pairs(a, b)
-        may[part] = np.logical_or.reduceat(box_may, first)
-        must[part] = np.logical_and.reduceat(box_must, first)
-        seen_true[part] = np.logical_or.reduceat(box_must, first)
-        seen_false[part] = ~np.logical_and.reduceat(box_may, first)
-    return may, must
+@dataclass
+class Marks:
+    """Whether a kept pair, and one that is not, were seen in each block."""
+
+    true: Array
+    false: Array
 
 
-def _box_pairs(queries: Boxes, keys: Boxes, i: Array, j: Array) -> tuple[Array, Array, Array]:
-    """Every pair of boxes of each pair of runs, and where each run's pairs begin."""
-    n_q = queries.first[i + 1] - queries.first[i]
-    n_k = keys.first[j + 1] - keys.first[j]
-    count = n_q * n_k
-    first = np.cumsum(count) - count
-    owner = np.repeat(np.arange(len(i)), count)
-    step = np.arange(len(owner)) - first[owner]
-    inner = n_k[owner]
-    return queries.first[i][owner] + step // inner, keys.first[j][owner] + step % inner, first
+def _over_boxes(reader: Reader, i: Array, j: Array) -> tuple[Marks, Array]:
+    """What the boxes of each block show, and the blocks that they leave undecided."""
+    marks = Marks(np.zeros(len(i), np.bool_), np.zeros(len(i), np.bool_))
+    open_ = np.zeros(len(i), np.bool_)
+    for start in range(0, len(i), CHUNK):
+        at = slice(start, start + CHUNK)
+        marks.true[at], marks.false[at], open_[at] = _box_pairs(reader, i[at], j[at])
+    return marks, np.flatnonzero(open_)
 
 
-def _inside(
-    block: Array,
-    i: Array,
-    j: Array,
-    reader: ReaderAt,
-    sizes: Sizes,
-    seen_true: Array,
-    seen_false: Array,
-) -> None:
+def _box_pairs(reader: Reader, i: Array, j: Array) -> tuple[Array, Array, Array]:
+    """(seen true, seen false, undecided) of some blocks, one pair of their boxes after the other.
+
+    Where the readings are exact, a block that may and need not hold is decided: partial.
+    """
+    starts, counts = [], []
+    for side, at in ((reader.sides["q"], i), (reader.sides["k"], j)):
+        starts.append(side.first[at])
+        counts.append(side.first[at + 1] - starts[-1])
+    may_exact, must_exact = reader.exact
+    may, must = (x.copy() for x in reader.pairs(starts[0], starts[1]))
+    true = may.copy() if may_exact else must.copy()
+    false = ~(must if must_exact else may)
+    left = np.flatnonzero(~(true & false) & (counts[0] * counts[1] > 1))
+    for s, t in np.ndindex(int(counts[0].max()), int(counts[1].max())):
+        if s == t == 0:
+            continue
+        left = left[~(true[left] & false[left])]
+        at = left[(counts[0][left] > s) & (counts[1][left] > t)]
+        if not len(at):
+            continue
+        box_may, box_must = reader.pairs(starts[0][at] + s, starts[1][at] + t)
+        may[at] |= box_may
+        must[at] &= box_must
+        true[at] |= box_may if may_exact else box_must
+        false[at] |= ~(box_must if must_exact else box_may)
+    return true, false, may & ~must & ~(true & false)
+
+
+def _inside(block: Array, i: Array, j: Array, reader: ReaderAt, sizes: Sizes, marks: Marks) -> None:
     """Look inside undecided blocks for a pair that is kept and one that is not.
 
     What is left undecided when the budget ends has both marks set: partial is always safe.
     """
     spent = 0
     for outer, size in pairwise(sizes):
-        f, g = outer[0] // size[0], outer[1] // size[1]
-        spent += len(i) * f * g
-        if spent > BUDGET:
-            break
-        runs = reader(size, True)
-        limit = tuple(len(runs.sides[s].low["s"]) for s in "qk")
-        a = np.repeat(i[:, None] * f + np.arange(f), g, axis=1).reshape(-1)
-        b = np.tile(j[:, None] * g + np.arange(g), (1, f)).reshape(-1)
-        own = np.repeat(block, f * g)
-        some = (a < limit[0]) & (b < limit[1])
-        a, b, own = a[some], b[some], own[some]
-        may, must = read(runs, a, b)
-        seen_true[own[must]] = True
-        seen_false[own[~may]] = True
-        open_ = may & ~must & ~(seen_true[own] & seen_false[own])
-        i, j, block = a[open_], b[open_], own[open_]
         if not len(block):
             return
-    seen_true[block] = seen_false[block] = True
+        parts = outer[0] // size[0], outer[1] // size[1]
+        spent += len(i) * parts[0] * parts[1]
+        if spent > BUDGET:
+            break
+        runs = reader(*size, True)
+        rows, columns = (len(runs.sides[s].low["s"]) for s in ("q", "k"))
+        found: list[tuple[Array, Array, Array]] = []
+        for at, a, b, may, must in squares(runs, i, j, parts):
+            own = block[at]
+            marks.true[own[must.any((0, 1))]] = True
+            marks.false[own[~may.all((0, 1))]] = True
+            both = marks.true[own] & marks.false[own]
+            s, t, n = np.nonzero(may & ~must & ~both)
+            row, column = a[s, 0, n], b[0, t, n]
+            inside = (row < rows) & (column < columns)
+            found.append((row[inside], column[inside], own[n[inside]]))
+        i, j, block = (np.concatenate(x) for x in zip(*found, strict=True))
+    marks.true[block] = marks.false[block] = True

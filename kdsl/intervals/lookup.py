@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from kdsl.errors import InputError
 from kdsl.expr.evaluate import table_values
 from kdsl.expr.nodes import Expr
 from kdsl.intervals.algebra import Range
@@ -36,24 +37,29 @@ class RangeTables:
         names = frozenset().union(*(a.names for a in at))
         fixed = tuple(int(a.low) if a.where == "c" and a.low == a.high else -1 for a in at)
         free = [i for i, f in enumerate(fixed) if f < 0]
-        cut = values[tuple(f if f >= 0 else slice(None) for f in fixed)]
+        _check_inside(node, fixed)
+        cut = np.asarray(values[tuple(f if f >= 0 else slice(None) for f in fixed)])
         if not free:
-            entry = np.int64(cut)
-            return Range("c", entry, entry, names, True, True)
+            return Range("c", np.int64(cut), np.int64(cut), names, True, True)
         dense = all(at[i].dense for i in free)
+        # Between two neighbouring values none is missing.
+        binary = node.data.low >= 0 and node.data.high <= 1
         where, parts = reader.together(*(at[i] for i in free))
         bounds = [_clip(p, size) for p, size in zip(parts, cut.shape, strict=True)]
         if len(free) == 1:
             if (name, fixed) not in self.extremes:
                 self.extremes[name, fixed] = Extremes(cut)
             low, high = self.extremes[name, fixed].over(*bounds[0])
-            return Range(where, low, high, names, dense, False)
-        if len(free) == 2 and node.data.low >= 0 and node.data.high <= 1:
+            return Range(where, low, high, names, dense, dense and binary)
+        if len(free) == 2 and binary:
             low, high = self._rectangle(name, fixed, cut, bounds)
             apart = len(names) == sum(len(at[i].names) for i in free)
-            return Range(where, low, high, names, dense and apart, False)
-        low, high = np.int64(cut.min(initial=0)), np.int64(cut.max(initial=0))
-        return Range("c", low, high, names, False, False)
+            return Range(where, low, high, names, dense and apart, dense and apart)
+        point = np.logical_and.reduce([np.equal(low, high) for low, high in bounds])
+        entry = cut[tuple(low for low, _ in bounds)].astype(np.int64)
+        least, most = np.int64(cut.min()), np.int64(cut.max())
+        ends = np.where(point, entry, least), np.where(point, entry, most)
+        return Range(where, *ends, names, False, False)
 
     def _rectangle(
         self, name: str, fixed: tuple[int, ...], cut: Array, bounds: list[tuple[Array, Array]]
@@ -68,6 +74,14 @@ class RangeTables:
         b, d = b + 1, d + 1
         count = total[b, d] - total[a, d] - total[b, c] + total[a, c]
         return (count == (b - a) * (d - c)).astype(np.int64), (count > 0).astype(np.int64)
+
+
+def _check_inside(node: Expr, fixed: tuple[int, ...]) -> None:
+    for at, size in zip(fixed, node.data.shape, strict=True):
+        if at >= max(size, 1):
+            raise InputError(
+                f"index {at} is outside table {node.data.name!r}", where=repr(node.data)
+            )
 
 
 def _clip(r: Range, size: int) -> tuple[Array, Array]:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdsl.expr.nodes import Expr, maximum
-from kdsl.grid import Grid
+from kdsl.expr.index import coord, in_arithmetic
+from kdsl.expr.nodes import Expr, var
 from kdsl.intervals.algebra import Linear, Range, Where, combine
 from kdsl.intervals.boxes import Boxes
 from kdsl.intervals.lookup import RangeTables
@@ -24,12 +24,9 @@ Array = npt.NDArray[Any]
 class Reader:
     """One expression over the boxes of two sides, head and batch fixed."""
 
-    def __init__(
-        self, expr: Expr, queries: Boxes, keys: Boxes, grids: tuple[Grid, Grid], tables: RangeTables
-    ) -> None:
+    def __init__(self, expr: Expr, queries: Boxes, keys: Boxes, tables: RangeTables) -> None:
         self.expr, self.tables = expr, tables
         self.sides = {"q": queries, "k": keys}
-        self.grids = dict(zip("qk", grids, strict=True))
         self.linear: dict[str, Linear] = {}
         self.kept: dict[str, Range] = {}
         self.i: Array = np.zeros(1, np.int64)
@@ -44,7 +41,7 @@ class Reader:
         return tight and found.tight, tight and found.dense
 
     def pairs(self, i: Array, j: Array) -> tuple[Array, Array]:
-        """(may, must) for pairs of query box ``i`` and key box ``j``."""
+        """(may, must) for pairs of query box ``i`` and key box ``j``, which broadcast."""
         self.i, self.j, self.pair = i, j, {}
         found = self.at_pairs(self.read(self.expr))
         shape = np.broadcast_shapes(i.shape, j.shape)
@@ -55,7 +52,8 @@ class Reader:
         if value.where in "cp":
             return value
         at = self.i if value.where == "q" else self.j
-        return Range("p", value.low[at], value.high[at], value.names, value.tight, value.dense)
+        low, high = value.low.take(at), value.high.take(at)
+        return Range("p", low, high, value.names, value.tight, value.dense)
 
     def together(self, *values: Range) -> tuple[Where, tuple[Range, ...]]:
         """Values brought to one place: a side, or pairs where the sides differ."""
@@ -104,26 +102,22 @@ class Reader:
 
     def _coordinate(self, node: Expr) -> Range:
         (token,) = node.args
-        if token.op == "var" and token.data in "qk":
-            side, grid = self.sides[token.data], self.grids[token.data]
-            shape, start, axis = node.data
-            name = str(axis)
-            if (shape, start) == (grid.shape, grid.visual_start) and name in side.low:
+        shape, start, axis, _ = node.data
+        if token.op == "var" and token.data in ("q", "k"):
+            side, name = self.sides[token.data], str(axis)
+            own = (side.grid.shape, side.grid.visual_start) == (shape, start)
+            if own and name in side.low:
                 names = frozenset({f"{token.data}.{name}"})
                 return Range(token.data, side.low[name], side.high[name], names, True, True)
-        shape, start, axis = node.data
-        stride = int(np.prod(shape[axis + 1 :], dtype=np.int64))
-        return self.read(maximum(token - start, 0) // max(stride, 1) % max(shape[axis], 1))
+        return self.read(in_arithmetic(node))
 
     def _token(self, name: str) -> Linear:
         """An original token as base and coordinates of its side."""
-        side, grid = self.sides[name], self.grids[name]
-        terms = {f"{name}.base": (1, Expr("var", (), name))}
+        side, token = self.sides[name], var(name)
+        terms = {f"{name}.base": (1, token)}
         if "0" in side.low:
-            for axis, stride in enumerate(grid.strides):
-                node = Expr(
-                    "coord", (Expr("var", (), name),), (grid.shape, grid.visual_start, axis)
-                )
+            for axis, stride in enumerate(side.grid.strides):
+                node = coord(token, side.grid, axis)
                 terms[node.key] = (stride, node)
         return Linear(0, terms)
 
@@ -149,14 +143,15 @@ class Reader:
 
     def term(self, key: str, node: Expr) -> Range:
         """The range of one atom of a linear form."""
-        if key.endswith(".base"):
-            side = self.sides[key[0]]
-            return Range(key[0], side.low["base"], side.high["base"], frozenset({key}), True, True)
-        return self.read(node)
+        if not key.endswith(".base"):
+            return self.read(node)
+        where: Where = "q" if key[0] == "q" else "k"
+        low, high = (d["base"] for d in (self.sides[where].low, self.sides[where].high))
+        return Range(where, low, high, frozenset({key}), True, True)
 
     def total(self, form: Linear) -> Range:
         """The range of a linear form: the two sides are summed apart and meet last."""
-        sums: dict[str, list[Any]] = {}
+        sums: dict[Where, list[Any]] = {}
         names: list[frozenset[str]] = []
         tight, dense = True, all(abs(c) == 1 for c, _ in form.terms.values())
         for key, (c, node) in form.terms.items():
@@ -168,10 +163,11 @@ class Reader:
             tight, dense = tight and r.tight, dense and r.dense
         union = frozenset().union(*names)
         apart = len(union) == sum(map(len, names))
-        parts = [Range(w, low, high, union, True, True) for w, (low, high) in sums.items()]  # type: ignore[arg-type]
+        parts = [Range(w, low, high, union, True, True) for w, (low, high) in sums.items()]
         where, at = self.together(*parts)
-        low = sum((p.low for p in at), form.constant)
-        high = sum((p.high for p in at), form.constant)
+        # Sums of a row and a column are the dear ones: the constant joins before them.
+        low, high = form.constant, form.constant
+        for p in sorted(at, key=lambda p: np.size(p.low)):
+            low, high = low + p.low, high + p.high
         tight = tight and apart
-        # One strided term still takes its ends, and nothing is missing between if it is constant.
         return Range(where, low, high, union, tight, tight and dense)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kdsl.expr.index import in_arithmetic
 from kdsl.expr.nodes import Expr
-from kdsl.intervals.algebra import Linear, Range, combine
+from kdsl.intervals.algebra import Linear, Range, Where, combine
 
 if TYPE_CHECKING:
     from kdsl.intervals.reader import Reader
@@ -38,6 +39,9 @@ def integer(reader: Reader, node: Expr) -> Range:
         for p in products[1:]:
             low, high = np.minimum(low, p), np.maximum(high, p)
         return Range(where, low, high, names, tight, False)
+    if node.op in ("floordiv", "mod"):
+        # Divisors are positive (`bounds` proves it); ranges here may be wider than they are.
+        b = Range(b.where, np.maximum(b.low, 1), np.maximum(b.high, 1), b.names, b.tight, b.dense)
     if node.op == "floordiv":
         low = np.minimum(a.low // b.low, a.low // b.high)
         high = np.maximum(a.high // b.low, a.high // b.high)
@@ -88,7 +92,7 @@ def _join(reader: Reader, op: str, found: list[Range]) -> Range:
     may = all(f.tight for f in found) and (apart or op == "or")
     must = all(f.dense for f in found) and (apart or op == "and")
     # Sides are joined first, so that pairs are gathered once.
-    merged: dict[str, list[Any]] = {}
+    merged: dict[Where, list[Any]] = {}
     for f in found:
         held = merged.get(f.where)
         if held is None:
@@ -97,7 +101,7 @@ def _join(reader: Reader, op: str, found: list[Range]) -> Range:
             held[0], held[1] = held[0] & f.low, held[1] & f.high
         else:
             held[0], held[1] = held[0] | f.low, held[1] | f.high
-    values = [Range(w, low, high, names, may, must) for w, (low, high) in merged.items()]  # type: ignore[arg-type]
+    values = [Range(w, low, high, names, may, must) for w, (low, high) in merged.items()]
     where, at = reader.together(*values)
     low, high = at[0].low, at[0].high
     for v in at[1:]:
@@ -116,16 +120,13 @@ def _flat(node: Expr, op: str) -> Iterator[Expr]:
 def _visual(reader: Reader, node: Expr) -> Range:
     (token,) = node.args
     start, count = node.data
-    if token.op == "var" and token.data in "qk" and "0" in reader.sides[token.data].low:
+    if token.op == "var" and token.data in ("q", "k"):
         side = reader.sides[token.data]
-        # Constant over a box that is all text or all visual, so it ties to no variable.
-        low, high = side.low["visual"] == 1, side.high["visual"] == 1
-        return Range(token.data, low, high, frozenset(), side.tight, side.tight)
-    r = reader.read(token)
-    may = (r.high >= start) & (r.low < start + count)
-    return Range(
-        r.where, (r.low >= start) & (r.high < start + count), may, r.names, r.dense, r.tight
-    )
+        if "0" in side.low and (side.grid.visual_start, side.grid.visual) == (start, count):
+            # Constant over a box that is all text or all visual, so it ties to no variable.
+            low, high = side.low["visual"] == 1, side.high["visual"] == 1
+            return Range(token.data, low, high, frozenset(), side.tight, side.tight)
+    return reader.read(in_arithmetic(node))
 
 
 Limits = tuple[float, float]
@@ -181,9 +182,11 @@ def _limited(reader: Reader, form: Linear, limits: Limits) -> Range:
     open_end = low == -np.inf or high == np.inf
     may, must = np.bool_(True), np.bool_(True)
     if high != np.inf:
-        may, must = r.low <= int(high), r.high <= int(high)
+        # NumPy's truth values throughout: `~` of Python's own would be an integer.
+        may, must = np.less_equal(r.low, int(high)), np.less_equal(r.high, int(high))
     if low != -np.inf:
-        may, must = may & (r.high >= int(low)), must & (r.low >= int(low))
+        may = may & np.greater_equal(r.high, int(low))
+        must = must & np.greater_equal(r.low, int(low))
     return Range(r.where, must, may, r.names, r.tight if open_end else r.dense, r.tight)
 
 

@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from kdsl.errors import SpecError
 from kdsl.expr.evaluate import evaluate
-from kdsl.expr.nodes import Expr, Index, as_expr, boolean, var
-from kdsl.expr.tables import Table
+from kdsl.expr.index import Index
+from kdsl.expr.nodes import Expr, as_expr, boolean, const, make, var
+from kdsl.expr.tables import Table, tables_of
 from kdsl.grid import Grid
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ INDEX_NAMES = ("q", "k", "head", "batch", "qs", "ks")
 class Mask:
     """Which query sees which key: one truth value over ``q``, ``k``, ``head``, ``batch``.
 
-    ``variants`` holds one expression for all query heads, or one for each.  ``queries`` and ``keys``
-    are the grids that the expressions speak of (None: any), ``order`` the one whose stored
+    ``variants`` holds one expression for all query heads, or one for each.  ``queries`` and
+    ``keys`` are the grids that the expressions speak of (None: any), ``order`` the one whose stored
     positions they speak of (block maps only).
     """
 
@@ -38,6 +39,8 @@ class Mask:
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
+        if not self.variants:
+            raise SpecError("a mask without expressions", hint="masks.nothing()")
         for expr in self.variants:
             if not expr.is_bool:
                 raise SpecError(
@@ -54,22 +57,36 @@ class Mask:
 
     def tables(self) -> tuple[Table, ...]:
         """Tables that occur, in order of first use."""
-        found: dict[str, Table] = {}
-        for expr in self.variants:
-            for node in expr.walk():
-                if node.op == "table":
-                    held = found.setdefault(node.data.name, node.data)
-                    if held.key != node.data.key:
-                        raise SpecError(
-                            f"two tables are named {held.name!r}",
-                            where=f"{held!r} and {node.data!r}",
-                        )
-        return tuple(found.values())
+        return tables_of(self.variants)
 
     def block_maps(self) -> tuple[BlockMap, ...]:
         """Block maps that occur and are not resolved to tables yet."""
         nodes = (n for e in self.variants for n in e.walk() if n.op == "blocks")
         return tuple({n.data.name: n.data for n in nodes}.values())
+
+    def check_grids(self, queries: Grid, keys: Grid) -> None:
+        """SpecError where the mask speaks of the coordinates of other grids."""
+        for what, grid, own in (("queries", self.queries, queries), ("keys", self.keys, keys)):
+            if grid is not None and grid != own:
+                raise SpecError(
+                    f"the mask speaks of {grid!r}, the {what} are {own!r}",
+                    where=str(self)[:200],
+                    hint=f"a mask over {own!r}",
+                )
+
+    def resolve(self, heads: int, query_tokens: int, key_tokens: int) -> Mask:
+        """The same mask with its block maps as look-ups in tables of this size."""
+
+        def change(node: Expr) -> Expr | None:
+            if node.op != "blocks":
+                return None
+            rows: BlockMap = node.data
+            head, qs, ks = node.args
+            kept = rows.resolve(heads, query_tokens, key_tokens)
+            head = head if kept.shape[0] > 1 else const(0)
+            return kept[head, qs // rows.block[0], ks // rows.block[1]] != 0
+
+        return self.map(lambda e: e.rebuild(change))
 
     def dense(
         self,
@@ -248,7 +265,7 @@ class BlockMap:
         return repr(self)
 
     def __getitem__(self, index: tuple[Expr, ...]) -> Expr:
-        return Expr("blocks", tuple(as_expr(i) for i in index), self)
+        return make("blocks", tuple(as_expr(i) for i in index), self)
 
     def resolve(self, heads: int, query_tokens: int, key_tokens: int) -> Table:
         """The table of kept blocks, ``[heads or 1, rows, columns]`` of 0 and 1."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from kdsl.errors import SpecError
-from kdsl.expr.nodes import Expr, Index, boolean, var, visual_test
+from kdsl.expr.index import Index, visual_test
+from kdsl.expr.nodes import Expr, boolean, var
 from kdsl.expr.tables import Table
 from kdsl.expr.tables import table as make_table
 from kdsl.grid import Grid
@@ -31,8 +31,8 @@ def window(
     either side too.  In one dimension ``window(n)`` sees keys less than ``n`` tokens away.
     Text tokens are outside every window of a grid; add `text`.
     """
-    if isinstance(size, int):
-        if extent is not None or size < 1:
+    if not isinstance(size, Grid):
+        if extent is not None or not isinstance(size, int) or size < 1:
             raise SpecError(
                 f"window({size}, {extent})", hint="window(4096) or window(grid, (5, 9, 9))"
             )
@@ -101,12 +101,18 @@ def radial(grid: Grid, width: int, *, keys: Grid | None = None) -> Mask:
     the pattern of Radial Attention (arXiv 2506.19852, section 4), kept exact down to the token.
     """
     keys = keys or grid
+    if grid.letters != "FHW" or keys.letters != "FHW" or width < 1:
+        raise SpecError(
+            f"radial bands of width {width}",
+            where=f"{grid!r}, {keys!r}",
+            hint="a width of at least 1 over Grid(frames=..., height=..., width=...)",
+        )
     q, k = Index("q", grid), Index("k", keys)
     apart = abs(q.frames - k.frames)
     rows, columns = (_flat(i, g) for i, g in ((q, grid), (k, keys)))
     near = boolean(False)
     reach, low = width, 0
-    while low < grid.shape[0]:
+    while low < max(grid.shape[0], keys.shape[0]):
         high = max(2 * low, 1)
         near = near | ((apart < high) & (abs(rows - columns) <= max(reach, 1)))
         low, reach = high, reach // 2 if low else reach
@@ -134,8 +140,9 @@ segments = same
 def tree(start: Table | npt.ArrayLike, end: Table | npt.ArrayLike) -> Mask:
     """Shared prefixes: a token sees itself and its ancestors, never a sibling branch.
 
-    Each token's node of the tree holds a half-open interval [start, end) of positions in depth-first
-    order; an ancestor's interval contains its descendants'.  Within a node, earlier tokens only.
+    Each token's node of the tree holds a half-open interval [start, end) of positions in
+    depth-first order; an ancestor's interval contains its descendants'.  Within a node, earlier
+    tokens only.
     """
     first, last = _ids(start), _ids(end)
 
@@ -161,7 +168,7 @@ def blocks(
     rows = BlockMap(name, (int(block[0]), int(block[1])), shared)
     if min(rows.block) < 16:
         raise SpecError(f"blocks of {rows.block}", hint="at least 16 x 16")
-    return replace(Mask((rows[var("head"), var("qs"), var("ks")],)), order=order)
+    return Mask((rows[var("head"), var("qs"), var("ks")],), order=order)
 
 
 def coordinates(index: Index, grid: Grid) -> list[Expr]:
@@ -183,7 +190,7 @@ def _at(ids: Table, token: Expr, batch: Expr) -> Expr:
 
 def _per_axis(grid: Grid, sizes: int | Sequence[int] | None, what: str) -> list[int]:
     given = [sizes] * len(grid.shape) if isinstance(sizes, int) else list(sizes or ())
-    if len(given) != len(grid.shape) or min(given) < 1:
+    if len(given) != len(grid.shape) or not all(isinstance(n, int) and n > 0 for n in given):
         raise SpecError(
             f"{what} {sizes!r}", where=repr(grid), hint=f"{len(grid.shape)} sizes of at least 1"
         )

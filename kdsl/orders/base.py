@@ -42,6 +42,11 @@ class Order(ABC):
         return self.grid.tokens
 
     @property
+    def parts(self) -> tuple[Order, ...]:
+        """The orders of the heads, or the one for all."""
+        return (self,)
+
+    @property
     def is_identity(self) -> bool:
         """Whether the stored sequence is the original one, as far as structure shows."""
         return False
@@ -182,6 +187,11 @@ class PerHead(Order):
         return self.orders[0].grid
 
     @property
+    def parts(self) -> tuple[Order, ...]:
+        """The orders of the heads."""
+        return self.orders
+
+    @property
     def expr(self) -> Expr:
         """There is none for all heads: ask one of `orders`."""
         raise SpecError("an order per head has no single index expression", where=repr(self))
@@ -205,7 +215,7 @@ class PerHead(Order):
         """The stored sequences of ``[..., heads, tokens, head_dim]``."""
         if axis != -2 or x.ndim < 3 or x.shape[-3] != len(self.orders):
             raise InputError(
-                f"an order for each of {len(self.orders)} heads takes [..., heads, tokens, head_dim]",
+                f"orders for {len(self.orders)} heads take [..., heads, tokens, head_dim]",
                 where=f"shape {tuple(x.shape)}, axis {axis}",
             )
         parts = [o.apply(x[..., h, :, :], -2, tables) for h, o in enumerate(self.orders)]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kdsl.errors import SpecError
-from kdsl.expr.nodes import Expr, as_expr, const, coord, minimum, where
+from kdsl.expr.nodes import Expr, as_expr, const, maximum, minimum, where
 from kdsl.grid import Grid
 from kdsl.orders.base import Order, stored
 
@@ -15,13 +15,14 @@ from kdsl.orders.base import Order, stored
 def _with_text(grid: Grid, visual: Callable[[Expr], Expr]) -> Expr:
     """An index expression from one over visual tokens counted from 0; text stays in place."""
     s, start = stored(), grid.visual_start
-    moved = visual(s - start) + start
-    if not grid.text or not grid.visual:
-        return moved
-    inside = s >= start if start else s < grid.visual
+    if not grid.visual:
+        return s
+    if not grid.text:
+        return visual(s)
     # The branch not taken is computed too: keep it on the grid.
-    safe = minimum(s, grid.visual - 1) if not start else where(inside, s, const(start))
-    return where(inside, visual(safe - start) + start, s)
+    if start:
+        return where(s >= start, visual(maximum(s, start) - start) + start, s)
+    return where(s < grid.visual, visual(minimum(s, grid.visual - 1)), s)
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class Cubes(Order):
             behind = math.prod(shape[i + 1 :])
             slab = _product(thick) * (side * behind)
             n = rest // slab
-            rest = rest - n * slab
+            rest = rest % slab
             corner.append(n * side)
             thick.append(_side(size, side, n))
         out: Expr = const(0)
@@ -163,7 +164,7 @@ class Cubes(Order):
         for i, side in enumerate(cube):
             behind = math.prod(shape[i + 1 :])
             out = out + number[i] * (_product(thick[:i]) * (side * behind))
-            out = out + (at[i] - number[i] * side) * _product(thick[i + 1 :])
+            out = out + at[i] % side * _product(thick[i + 1 :])
         return out
 
     def __repr__(self) -> str:
@@ -199,7 +200,7 @@ def identity(grid: Grid) -> Axes:
 
 
 def cubes(grid: Grid, cube: Sequence[int]) -> Cubes:
-    """Tokens of each cube side by side: ``cubes(grid, (3, 5, 4))`` makes blocks local in all axes."""
+    """Tokens of each cube side by side: ``cubes(grid, (3, 5, 4))`` keeps all axes local."""
     return Cubes(grid, tuple(int(as_expr(c).value or 0) for c in cube))
 
 

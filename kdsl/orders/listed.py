@@ -58,7 +58,7 @@ class Listed(Order):
 
 
 def table(entries: npt.ArrayLike | Table, grid: Grid | None = None) -> Listed:
-    """An order from a list of original tokens, or from a `Table` whose values come with the call."""
+    """An order from a list of original tokens, or from a `Table` that comes with the call."""
     if isinstance(entries, str):
         raise SpecError(
             f"order table {entries!r} needs its length",

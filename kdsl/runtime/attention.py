@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from functools import cached_property
@@ -19,6 +18,7 @@ from kdsl.kernels.attention.config import Config
 from kdsl.kernels.attention.tunable import AttentionTunable
 from kdsl.reference.attention import attention as reference_attention
 from kdsl.runtime import codecache
+from kdsl.runtime.arrays import like, say_once
 from kdsl.runtime.checks import check_finite, check_tensors
 from kdsl.runtime.choice import Choice, choose
 from kdsl.runtime.operator import Operator, Tables, array_tables
@@ -83,7 +83,7 @@ class AttentionOperator(Operator):
             self.choice = choose(self.tunable, target, config, mode)
 
     def __call__(self, *tensors: Any, tables: Tables | None = None, check: bool = False) -> Any:
-        """Attention of ``q [batch, heads, queries, head_dim]`` and ``k``, ``v`` ``[batch, kv_heads, ...]``.
+        """Attention of ``q [batch, heads, queries, head_dim]``, ``k``, ``v [batch, kv_heads, ...]``.
 
         The output has the queries' shape and type; with ``return_lse`` a pair with the natural
         log-sum-exp, float32 ``[batch, heads, queries]``.
@@ -102,8 +102,9 @@ class AttentionOperator(Operator):
 
     def _by_reference(self, tensors: tuple[Any, ...], bound: Bound) -> tuple[Any, Any]:
         if self.target is None:
-            _say_once()
-        out, lse = reference_attention(self.spec, *tensors, bound.tables)
+            say_once()
+        q, k, v = tensors
+        out, lse = reference_attention(self.spec, q, k, v, bound.tables)
         return like(out, tensors[0]), like(lse, tensors[0], np.float32)
 
     def _by_kernel(self, tensors: tuple[Any, ...], bound: Bound) -> tuple[Any, Any]:
@@ -232,16 +233,6 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def like(x: npt.NDArray[Any], model: Any, dtype: Any = None) -> Any:
-    """An array as the kind of array that ``model`` is, on its device; its dtype unless one is given."""
-    if isinstance(model, np.ndarray):
-        return x.astype(model.dtype if dtype is None else dtype)
-    import torch
-
-    kind = model.dtype if dtype is None else torch.float32
-    return torch.from_numpy(np.ascontiguousarray(x)).to(device=model.device, dtype=kind)
-
-
 def _on(device: Any) -> Any:
     """The device as the current one: kernels launch where their tensors are."""
     import contextlib
@@ -249,16 +240,3 @@ def _on(device: Any) -> Any:
     import torch
 
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
-_said = False
-
-
-def _say_once() -> None:
-    global _said  # noqa: PLW0603
-    if not _said:
-        _said = True
-        warnings.warn(
-            "no CUDA GPU here: kdsl runs the NumPy reference, which is exact and slow",
-            stacklevel=4,
-        )

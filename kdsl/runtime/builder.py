@@ -45,7 +45,7 @@ def build(
     if isinstance(spec, Permute):
         from kdsl.runtime.permute import PermuteOperator
 
-        return PermuteOperator(spec, target, _pick(backend, "cuda", target), config, mode, here)
+        return PermuteOperator(spec, target, _pick(backend, "cuda", target), config, here, tables)
     from kdsl.runtime.attention import AttentionOperator, interpreting
 
     picked = _pick(backend, "triton", target)

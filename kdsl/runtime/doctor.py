@@ -53,7 +53,7 @@ def environment() -> dict[str, str]:
 
 
 def examine(target: Target | None, say: Callable[[str], None]) -> Iterator[Finding]:
-    """Every operation x dtype x head_dim: run where the target is here, compiled where it is not."""
+    """Every operation x dtype x head_dim: run on a GPU that is here, else compiled for it."""
     present = device_target()
     here = present is not None and (target is None or target.name == present.name)
     target = target or present

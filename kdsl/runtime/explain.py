@@ -24,9 +24,9 @@ def explain_attention(op: AttentionOperator) -> str:
     lines.append(f"program    {spec.program}")
     stats = op.tunable.statistics()
     if stats:
+        full = 100 * (1 - stats["partial_share"])
         lines.append(
-            f"mask       density {stats['density']:.4f}, {100 * (1 - stats['partial_share']):.1f} % "
-            f"of kept blocks full, longest row {stats['row_max']:.2f}x the mean, "
+            f"mask       density {stats['density']:.4f}, {full:.1f} % of kept blocks full, longest row {stats['row_max']:.2f}x the mean, "
             f"runs of {stats['run_length']:.1f} blocks"
         )
     else:

@@ -12,9 +12,8 @@ import numpy.typing as npt
 from kdsl.blocks import Blocks
 from kdsl.errors import SpecError
 from kdsl.expr import serial
-from kdsl.expr.bounds import Bounds, check_int32
-from kdsl.expr.nodes import Expr
-from kdsl.expr.tables import Table
+from kdsl.expr.bounds import Bounds, check_int32, check_tables
+from kdsl.expr.tables import Table, tables_of
 from kdsl.grid import Grid, as_grid
 from kdsl.intervals import classify
 from kdsl.layouts import Layout
@@ -60,7 +59,7 @@ class Attention:
         if (self.tokens is None) == (self.queries is None and self.keys is None):
             raise SpecError(
                 "attention takes tokens, or queries and keys",
-                where=f"Attention(tokens={self.tokens!r}, queries={self.queries!r}, keys={self.keys!r})",
+                where=f"tokens={self.tokens!r}, queries={self.queries!r}, keys={self.keys!r}",
                 hint="tokens=grid, or queries=grid, keys=other_grid",
             )
         if self.tokens is not None:
@@ -76,10 +75,12 @@ class Attention:
         if self.kv_heads is None:
             set_(self, "kv_heads", self.heads)
         set_(self, "mask", as_mask(self.mask))
-        set_(self, "block", (int(self.block[0]), int(self.block[1])))
+        set_(self, "return_lse", bool(self.return_lse))
         self._check_numbers()
         self._check_orders()
         self._check_mask()
+        # Two tables of one name, and orders that no kernel can index by, show here.
+        _ = self.tables
 
     def _check_numbers(self) -> None:
         positive(self.heads, "heads")
@@ -94,7 +95,7 @@ class Attention:
         if self.head_dim not in HEAD_DIMS:
             raise SpecError(
                 f"no attention kernel has head_dim={self.head_dim}",
-                hint=f"one of {', '.join(map(str, HEAD_DIMS))}; zero-pad the last axis to the next one",
+                hint=f"one of {', '.join(map(str, HEAD_DIMS))}; zero-pad the last axis up to one",
             )
         if self.dtype not in DTYPES:
             raise SpecError(f"dtype={self.dtype!r}", hint=" or ".join(map(repr, DTYPES)))
@@ -102,13 +103,21 @@ class Attention:
             raise SpecError(f"attention has no kernel for {self.layout!r} yet", hint="layout=None")
         if self.scale is not None and not 0 < self.scale < float("inf"):
             raise SpecError(f"scale={self.scale!r}", hint="a positive number, or None")
-        for size in self.block:
-            if size not in (16, 32, 64, 128, 256):
-                raise SpecError(f"block={self.block}", hint="sizes of 16, 32, 64, 128 or 256")
+        if (
+            not isinstance(self.block, Sequence)
+            or len(self.block) != 2
+            or not all(type(n) is int and n in (16, 32, 64, 128, 256) for n in self.block)
+        ):
+            raise SpecError(
+                f"block={self.block!r}", hint="block=(128, 128), sizes of 16, 32, 64, 128 or 256"
+            )
+        object.__setattr__(self, "block", tuple(self.block))
 
     def _check_orders(self) -> None:
-        if isinstance(self.order, Sequence):
-            object.__setattr__(self, "order", per_head(self.order))
+        for what in ("order", "key_order"):
+            given = getattr(self, what)
+            if isinstance(given, Sequence) and not isinstance(given, str):
+                object.__setattr__(self, what, per_head(given))
         if self.order is not None and self.key_order is None and self.queries == self.keys:
             object.__setattr__(self, "key_order", self.order)
         for what, order, grid in (
@@ -130,16 +139,7 @@ class Attention:
 
     def _check_mask(self) -> None:
         mask = self.mask
-        for what, grid, own in (
-            ("queries", mask.queries, self.query_grid),
-            ("keys", mask.keys, self.key_grid),
-        ):
-            if grid is not None and grid != own:
-                raise SpecError(
-                    f"the mask speaks of {grid!r}, the {what} are {own!r}",
-                    where=str(mask)[:200],
-                    hint=f"a mask over {own!r}",
-                )
+        mask.check_grids(self.query_grid, self.key_grid)
         if len(mask.variants) not in (1, self.heads):
             raise SpecError(
                 f"masks for {len(mask.variants)} heads, the spec has {self.heads}",
@@ -151,16 +151,26 @@ class Attention:
                     f"block map {rows.name!r} has blocks of {rows.block}, the spec {self.block}",
                     hint=f"block={rows.block}",
                 )
-        stored = self.order if self.order is not None and not self.order.is_identity else None
-        meant = mask.order if mask.order is not None and not mask.order.is_identity else None
-        if mask.block_maps() and meant != stored:
-            raise SpecError(
-                "the block map was made for another stored order than the spec's",
-                where=f"{mask.order!r} and {self.order!r}",
-                hint="masks.blocks(name, order=...) with the spec's order",
-            )
+        self._check_stored()
         for expr in self.element_mask.variants:
             check_int32(expr, self.index_bounds)
+            check_tables(expr, self.index_bounds)
+
+    def _check_stored(self) -> None:
+        """A mask that speaks of stored positions must mean those of this spec."""
+        spoken = frozenset[str]().union(*(e.variables() for e in self.mask.variants))
+        same_grid = self.queries == self.keys
+        for index, order, meant in (
+            ("qs", self.order, self.mask.order),
+            ("ks", self.key_order, self.mask.order if same_grid else None),
+        ):
+            if index in spoken and _moved(order) != _moved(meant):
+                what = "queries" if index == "qs" else "keys"
+                raise SpecError(
+                    f"the mask speaks of another stored order of the {what} than the spec",
+                    where=f"{meant!r} in the mask, {order!r} in the spec",
+                    hint="masks.blocks(name, order=...) with the spec's order",
+                )
 
     @property
     def query_grid(self) -> Grid:
@@ -203,43 +213,29 @@ class Attention:
     def index_bounds(self) -> dict[str, Bounds]:
         """Ranges of the indices that a mask may name."""
         q, k = self.query_grid.tokens, self.key_grid.tokens
-        batch_last = max(
-            (t.shape[0] for t in self.mask.tables() if len(t.shape) == 2), default=2**15
-        )
-        return {
-            "q": (0, max(q - 1, 0)),
-            "k": (0, max(k - 1, 0)),
-            "qs": (0, max(q - 1, 0)),
-            "ks": (0, max(k - 1, 0)),
-            "head": (0, self.heads - 1),
-            "batch": (0, max(batch_last - 1, 0)),
-        }
+        counts = {"q": q, "k": k, "qs": q, "ks": k, "head": self.heads, "batch": self.batch_limit}
+        return {name: (0, max(n - 1, 0)) for name, n in counts.items()}
+
+    @cached_property
+    def batch_limit(self) -> int:
+        """Most items a batch may have: as many as the shortest table that is looked up by item."""
+        sizes = [2**15]
+        for expr in self.mask.variants:
+            for node in (n for n in expr.walk() if n.op == "table"):
+                indexed = zip(node.args, node.data.shape, strict=True)
+                sizes += [size for at, size in indexed if at.op == "var" and at.data == "batch"]
+        return min(sizes)
 
     @cached_property
     def element_mask(self) -> Mask:
         """The mask with its block maps resolved to tables of this spec's size."""
-        q, k = self.query_grid.tokens, self.key_grid.tokens
-
-        def change(node: Expr) -> Expr | None:
-            if node.op != "blocks":
-                return None
-            head, qs, ks = node.args
-            kept = node.data.resolve(self.heads, q, k)
-            head = head if kept.shape[0] > 1 else Expr("const", (), 0)
-            return kept[head, qs // node.data.block[0], ks // node.data.block[1]] != 0
-
-        return self.mask.map(lambda e: e.rebuild(change))
+        return self.mask.resolve(self.heads, self.query_grid.tokens, self.key_grid.tokens)
 
     @cached_property
     def tables(self) -> tuple[Table, ...]:
         """Every table of the mask and the orders, in the order kernels take them."""
-        found = {t.name: t for t in self.element_mask.tables()}
-        for order in (self.query_order, self.kv_order):
-            for one in order.orders if isinstance(order, PerHead) else (order,):
-                for node in one.expr.walk():
-                    if node.op == "table":
-                        found.setdefault(node.data.name, node.data)
-        return tuple(found.values())
+        orders = [o.expr for o in (*self.query_order.parts, *self.kv_order.parts)]
+        return tables_of((*self.element_mask.variants, *orders))
 
     @property
     def open_tables(self) -> tuple[Table, ...]:
@@ -317,9 +313,15 @@ class Attention:
     def program(self) -> str:
         """Identity of the generated program: no sizes, constants or tables."""
         masks = sorted({canonical(serial.structure(e)) for e in self.element_mask.variants})
-        orders = []
-        for order in (self.query_order, self.kv_order):
-            several = order.orders if isinstance(order, PerHead) else (order,)
-            orders.append(sorted({canonical(serial.structure(o.expr)) for o in several}))
-        lead = ["attention", self.dtype, self.head_dim, self.group, list(self.block)]
+        orders = [
+            sorted({canonical(serial.structure(o.expr)) for o in order.parts})
+            for order in (self.query_order, self.kv_order)
+        ]
+        layout = self.layout.to_json() if self.layout else None
+        lead = ["attention", self.dtype, self.head_dim, self.group, list(self.block), layout]
         return digest([*lead, masks, orders, self.return_lse])
+
+
+def _moved(order: Order | None) -> Order | None:
+    """An order, or None where it moves nothing."""
+    return None if order is None or order.is_identity else order

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from kdsl.errors import SpecError
+
+T = TypeVar("T")
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -25,11 +28,13 @@ def digest(value: Any) -> str:
 
 
 def positive(value: Any, name: str) -> None:
+    """SpecError unless a value is an int of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise SpecError(f"{name}={value!r}", hint=f"{name} of at least 1")
 
 
-def optional(read: Any) -> Any:
+def optional(read: Callable[[Any], T]) -> Callable[[Any], T | None]:
+    """A reader of JSON values that lets None through."""
     return lambda value: None if value is None else read(value)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from kdsl.errors import SpecError
 from kdsl.expr import serial
-from kdsl.expr.tables import Table
+from kdsl.expr.tables import Table, tables_of
 from kdsl.grid import Grid, as_grid
 from kdsl.layouts import Layout
 from kdsl.orders import Order, PerHead, per_head
@@ -20,7 +20,7 @@ from kdsl.specs.common import DTYPES, canonical, digest, optional, positive
 
 @dataclass(frozen=True, kw_only=True)
 class Permute:
-    """``[batch, heads, tokens, head_dim]`` brought into stored order, quantized on the way if asked.
+    """``[batch, heads, tokens, head_dim]`` brought into stored order, quantized if asked.
 
     Without a layout the result is a tensor of the same dtype; with one, codes and float32 scales
     ``[batch, heads, groups of tokens, groups of channels]``, groups counted in stored order.
@@ -39,7 +39,7 @@ class Permute:
         positive(self.head_dim, "head_dim")
         if self.dtype not in DTYPES:
             raise SpecError(f"dtype={self.dtype!r}", hint=" or ".join(map(repr, DTYPES)))
-        if isinstance(self.order, Sequence):
+        if isinstance(self.order, Sequence) and not isinstance(self.order, str):
             object.__setattr__(self, "order", per_head(self.order))
         if not isinstance(self.order, Order):
             raise SpecError(f"order={self.order!r}", hint='kdsl.orders.axes(grid, "HWF")')
@@ -52,6 +52,8 @@ class Permute:
             raise SpecError(f"the order is for {len(self.order.orders)} heads of {self.heads}")
         if self.layout is not None:
             self.layout.check(self.head_dim)
+        # Two tables of one name, and orders that no kernel can index by, show here.
+        _ = self.tables
 
     @property
     def grid(self) -> Grid:
@@ -62,9 +64,7 @@ class Permute:
     @cached_property
     def tables(self) -> tuple[Table, ...]:
         """Every table of the orders, in the order kernels take them."""
-        several = self.order.orders if isinstance(self.order, PerHead) else (self.order,)
-        nodes = (n for o in several for n in o.expr.walk() if n.op == "table")
-        return tuple({n.data.name: n.data for n in nodes}.values())
+        return tables_of([o.expr for o in self.order.parts])
 
     def to_json(self) -> dict[str, Any]:
         """The canonical form."""
@@ -98,7 +98,6 @@ class Permute:
     @property
     def program(self) -> str:
         """Identity of the generated program: no sizes, constants or tables."""
-        several = self.order.orders if isinstance(self.order, PerHead) else (self.order,)
-        orders = sorted({canonical(serial.structure(o.expr)) for o in several})
+        orders = sorted({canonical(serial.structure(o.expr)) for o in self.order.parts})
         layout = self.layout.to_json() if self.layout else None
         return digest(["permute", self.dtype, self.head_dim, layout, orders])

@@ -1,9 +1,9 @@
 """Block-sparse attention, forward: the portable Triton template (sm_80 and later).
 
 One program computes `BLOCK_M` queries of one head over the key blocks its row lists: full blocks
-first, without a mask, then partial ones, where the leaf `mask` decides pair by pair.  Scores and sums
-stay in float32, in units of log2.  With identity leaves the file runs as it stands; generated files
-differ in the leaves alone.
+first, without a mask, then partial ones, where the leaf `mask` decides pair by pair.  Scores and
+sums stay in float32, in units of log2.  With identity leaves the file runs as it stands; generated
+files differ in the leaves alone.
 """
 
 import triton

@@ -40,7 +40,7 @@ class Lists:
 
 
 def lists(blocks: Blocks, heads: int, device: Any) -> Lists:
-    """Upload rows of blocks; a ragged last key block counts as partial, the kernel must bound it."""
+    """Upload rows of blocks; a ragged last key block counts as partial, for it must be bounded."""
     import torch
 
     full, partial = blocks.full, blocks.partial

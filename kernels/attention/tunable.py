@@ -182,12 +182,12 @@ class AttentionTunable:
         return AttentionRunner(self, device, load)
 
     def statistics(self) -> Mapping[str, float]:
-        """Mask statistics, rounded to what tuning can tell apart; empty while a table is unknown."""
+        """Mask statistics; empty while a table is unknown."""
         return {} if self.blocks is None else self.blocks.statistics()
 
 
 def describe_compile(spec: Attention, config: Config, source: str) -> AheadOfTime:
-    """The kernel's types and constants as a call with aligned, contiguous tensors would give them."""
+    """The kernel's types and constants, as a call with aligned, contiguous tensors gives them."""
     short = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[spec.dtype]
     d0, d1 = head_parts(spec.head_dim)
     described = config.loads == "descriptor"

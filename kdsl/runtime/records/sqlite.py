@@ -132,7 +132,6 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
     are no database, and databases of a newer version.
     """
     refuse_network(path)
-    query = "mode=rwc" if write else "mode=ro"
     if write:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,20 +140,30 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
                 f"the folder of the tuning database {path} cannot be made: {error.strerror}",
                 hint="KDSL_DB=<a path in a folder you may write to>",
             ) from error
-    elif not os.access(path.parent, os.W_OK) and not Path(f"{path}-wal").exists():
-        query += "&immutable=1"  # write-ahead mode needs files beside it, even to read
     with guard(path):
-        link = sqlite3.connect(
-            f"{path.absolute().as_uri()}?{query}", uri=True, timeout=BUSY_S, isolation_level=None
-        )
         try:
-            link.row_factory = sqlite3.Row
-            link.execute("PRAGMA foreign_keys = ON")
-            if not is_empty(link):
-                check_version(_version(link), str(path))
-        except BaseException:
-            link.close()
-            raise
+            return _open(path, "mode=rwc" if write else "mode=ro")
+        except sqlite3.OperationalError as error:
+            # Write-ahead mode wants files beside the database even to read. Where nobody may make
+            # them and nobody left any, the file is all there is.
+            barred = error.sqlite_errorname.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY"))
+            if write or not barred or Path(f"{path}-wal").exists() or not path.is_file():
+                raise
+            return _open(path, "mode=ro&immutable=1")
+
+
+def _open(path: Path, query: str) -> sqlite3.Connection:
+    link = sqlite3.connect(
+        f"{path.absolute().as_uri()}?{query}", uri=True, timeout=BUSY_S, isolation_level=None
+    )
+    try:
+        link.row_factory = sqlite3.Row
+        link.execute("PRAGMA foreign_keys = ON")
+        if not is_empty(link):
+            check_version(_version(link), str(path))
+    except BaseException:
+        link.close()
+        raise
     return link
 
 
