@@ -30,8 +30,9 @@ WORKLOADS = [Workload(op="attention", program=p, dtypes={}, dims={}) for p in "a
 DEVICES = [Device(name=n, cc=90, sms=132) for n in ("h100", "h200")]
 TOOLS = [Toolchain(kdsl="0.1", triton=v) for v in ("3.6.0", "3.9.0")]
 RUNS = [Run(started=s) for s in ("1", "2", "3")]
-CANDIDATES = [Candidate(space_hash="s", params={"n": n}) for n in (1, 2, 30)]
-NOTHING = st.none()
+CANDIDATES = [Candidate(space_hash="s", params={"n": n}) for n in (1, 2, 30, 300, 4000)]
+# Short params must not go with small ids, or the ties that these decide could not be told apart.
+assert sorted(CANDIDATES, key=lambda c: c.id) != CANDIDATES
 
 
 @st.composite
