@@ -48,7 +48,7 @@ class AheadOfTime:
 class Check:
     """How far a kernel's output is from the truth, beside how far it may be.
 
-    Both are relative; ``error`` is infinite where something else is wrong, and ``reason`` says what.
+    Both are relative; ``error`` is infinite where something else is wrong: ``reason`` says what.
     """
 
     error: float

@@ -30,10 +30,10 @@ class ChildHung(Exception):
 class Child:
     """A Python process of its own session that runs ``function(connection, *arguments)``.
 
-    ``function`` is given as ``"package.module:name"``.  It is a fresh process, not a fork, with this
-    one's import path; a Ctrl-C at the terminal does not reach it, and it ends when this process
-    does.  What it prints goes to a file, not to the terminal.  ``keep`` are file descriptors it
-    holds open, ``environment`` variables that it sees besides this process's own.
+    ``function`` is given as ``"package.module:name"``.  It is a fresh process, not a fork, with
+    this one's import path; a Ctrl-C at the terminal does not reach it, and it ends when this
+    process does.  What it prints goes to a file, not to the terminal.  ``keep`` are file
+    descriptors it holds open, ``environment`` variables that it sees besides this process's own.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Child:
     ) -> None:
         self.connection: Connection[Any, Any]
         self.connection, theirs = Pipe()
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115
         inherited = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
         with theirs:
             self._process = subprocess.Popen(
@@ -97,7 +97,9 @@ class Child:
 
     def _said(self) -> str:
         self._log.seek(0)
-        lines = [line.strip() for line in self._log.read()[-8192:].decode(errors="replace").split("\n")]
+        lines = [
+            line.strip() for line in self._log.read()[-8192:].decode(errors="replace").split("\n")
+        ]
         last = next((line for line in reversed(lines) if line), "")
         return f": {last[:300]}" if last else ""
 

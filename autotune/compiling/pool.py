@@ -160,7 +160,9 @@ class CompilePool:
             raise UnsupportedError(f"a compiling process did not start within {START_S:.0f} s")
         taken = time.monotonic() - station.since
         self.limit.add(taken)
-        self._failed(station, Built("compile_timeout", f"killed after {taken:.0f} s", seconds=taken))
+        self._failed(
+            station, Built("compile_timeout", f"killed after {taken:.0f} s", seconds=taken)
+        )
 
     def _failed(self, station: _Station, built: Built) -> None:
         if station.key is not None:

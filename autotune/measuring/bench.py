@@ -19,7 +19,7 @@ class DeviceIll(KdslError, RuntimeError):
 
 @dataclass(frozen=True)
 class Patience:
-    """Seconds to wait for the process to start, to open a workload, and for each part of an order."""
+    """Seconds to wait for a process, for a workload to open, and for each part of an order."""
 
     start: float = 180.0
     open: float = 300.0
@@ -63,7 +63,7 @@ class Bench:
 
     def measure(self, params: Params, bar_us: float | None = None) -> Timing:
         """Measure one candidate; every fault of its own is a status."""
-        timing = self._order(Order(params, bar_us))
+        timing: Timing = self._order(Order(params, bar_us))
         if timing.status == "ok" and self._canary is None:
             self._canary = params
         if timing.sticky:

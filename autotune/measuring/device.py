@@ -40,7 +40,7 @@ class Vitals:
 
 @dataclass(frozen=True)
 class Opening:
-    """A workload: the spec's canonical JSON text, values of all its tables, batch, seed of inputs."""
+    """A workload: the spec as canonical JSON, values of all its tables, batch, seed of inputs."""
 
     spec_json: str
     tables: Mapping[str, npt.NDArray[np.integer]] = field(repr=False)

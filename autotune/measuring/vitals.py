@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from importlib import import_module
 from typing import Any
 
 from kdsl.autotune.measuring.device import Vitals
@@ -22,9 +23,7 @@ class Gauge:
         if self._nvml is not None:
             n = self._nvml
             clock = _asked(lambda: n.nvmlDeviceGetClockInfo(self._handle, n.NVML_CLOCK_SM))
-            heat = _asked(
-                lambda: n.nvmlDeviceGetTemperature(self._handle, n.NVML_TEMPERATURE_GPU)
-            )
+            heat = _asked(lambda: n.nvmlDeviceGetTemperature(self._handle, n.NVML_TEMPERATURE_GPU))
             return Vitals(clock, heat)
         clock, heat = self._query("clocks.sm", "temperature.gpu")
         return Vitals(clock, heat)
@@ -64,10 +63,9 @@ class Gauge:
 
 def _nvml(uuid: str) -> tuple[Any, Any]:
     try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        return pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        nvml = import_module("pynvml")
+        nvml.nvmlInit()
+        return nvml, nvml.nvmlDeviceGetHandleByUUID(uuid)
     except Exception:
         return None, None
 

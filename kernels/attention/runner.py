@@ -1,4 +1,4 @@
-"""Run attention to measure it: seeded inputs that show faults, calls, a check against plain torch."""
+"""Run attention to measure it: seeded inputs, calls, a check against plain torch."""
 
 from __future__ import annotations
 
