@@ -154,7 +154,28 @@ class AttentionTunable:
     def ahead_of_time(self, params: Mapping[str, Any], target: Target) -> AheadOfTime:
         """What to hand to the compiler for a GPU that need not be there."""
         del target
-        return describe_compile(self.spec, Config.from_json(dict(params)), self.source)
+        config = Config.from_json(dict(params))
+        return describe_compile(self.spec, config, self.source, self._integers())
+
+    def _integers(self) -> dict[str, int | None]:
+        """Integer arguments of a call with contiguous tensors; None where they are not known."""
+        spec, blocks = self.spec, self.blocks
+        d, queries, keys = spec.head_dim, spec.query_grid.tokens, spec.key_grid.tokens
+        out: dict[str, int | None] = {"heads": spec.heads, "queries": queries, "keys": keys}
+        for name, heads, tokens in (
+            ("q", spec.heads, queries),
+            ("k", spec.group_heads, keys),
+            ("v", spec.group_heads, keys),
+            ("o", spec.heads, queries),
+        ):
+            out |= {f"{name}_b": heads * tokens * d, f"{name}_h": tokens * d, f"{name}_n": d}
+        out["rows"] = -(-queries // spec.block[0])
+        out["list_b"] = out["list_h"] = None
+        if blocks is not None:
+            batch, heads, rows = blocks.start.shape
+            out["list_b"] = heads * rows if batch > 1 else 0
+            out["list_h"] = rows if heads > 1 else 0
+        return out
 
     @property
     def template_hash(self) -> str:
@@ -186,8 +207,13 @@ class AttentionTunable:
         return {} if self.blocks is None else self.blocks.statistics()
 
 
-def describe_compile(spec: Attention, config: Config, source: str) -> AheadOfTime:
-    """The kernel's types and constants, as a call with aligned, contiguous tensors gives them."""
+def describe_compile(
+    spec: Attention, config: Config, source: str, integers: Mapping[str, int | None]
+) -> AheadOfTime:
+    """The kernel's types and constants, as a call with aligned, contiguous tensors gives them.
+
+    Triton makes a constant of an integer that is 1, and notes which ones are multiples of 16.
+    """
     short = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[spec.dtype]
     d0, d1 = head_parts(spec.head_dim)
     described = config.loads == "descriptor"
@@ -220,12 +246,14 @@ def describe_compile(spec: Attention, config: Config, source: str) -> AheadOfTim
     signature["tables"] = tuple(types[t.dtype] for t in spec.tables)
     divisible += [("tables", i) for i in range(len(spec.tables))]
     for name in "qkvo":
-        for axis in "bhn":
-            signature[f"{name}_{axis}"] = "i32"
-            divisible.append(f"{name}_{axis}")
         constants[f"{name}_d"] = 1
-    for name in ("list_b", "list_h", "heads", "rows", "queries", "keys"):
-        signature[name] = "i32"
+    for name, value in integers.items():
+        if value == 1:
+            constants[name] = 1
+            continue
+        signature[name] = "i32" if value is None or value < 2**31 else "i64"
+        if value is not None and value % 16 == 0:
+            divisible.append(name)
     signature["scale_log2"] = "fp32"
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     return AheadOfTime(source, "attention_forward", signature, constants, tuple(divisible), options)
