@@ -7,7 +7,7 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/installed
-EXTRAS := triton,cuda,tune,demo,dev
+EXTRAS := triton,cuda,tune,plans,demo,dev
 WORKERS ?= 2
 GPU ?= h100
 
@@ -55,8 +55,8 @@ tests: $(STAMP)  ## the test suite on CPU, and on the GPU where there is one
 nightly: $(STAMP)  ## many more examples, and the tests that take minutes
 	HYPOTHESIS_PROFILE=nightly $(PYTEST) -n $(WORKERS)
 
-gpu-test: $(STAMP)  ## the tests that need a CUDA GPU
-	$(PYTEST) -m gpu
+gpu-test: $(STAMP)  ## the tests that need a CUDA GPU, and the record of their run
+	$(PYTEST) -m gpu -p benchmarks.gpu_record
 
 bench: $(STAMP)  ## measure against the peers and append the rows
 	$(BENCH)

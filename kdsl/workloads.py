@@ -58,7 +58,7 @@ def block_map(shape: tuple[int, ...], density: float, seed: int) -> npt.NDArray[
     near = away[None] < density * scale / 4
     wanted = density * scale - near.mean((1, 2), keepdims=True)
     anywhere = rng.random(shape) < wanted / (1 - near.mean((1, 2), keepdims=True))
-    return (near | anywhere | (away[None] < 1 / columns)).astype(np.uint8)
+    return np.asarray(near | anywhere | (away[None] < 1 / columns), np.uint8)
 
 
 def _wan_small() -> Attention:
@@ -128,15 +128,15 @@ CATALOGUE = (
         0.25,
     ),
     Workload(
+        "hunyuanvideo-720p",
+        "HunyuanVideo, 1280 x 720, 129 frames, cubes of 2 x 8 x 8, window of 13 x 17 x 17, text",
+        _hunyuan,
+    ),
+    Workload(
         "wan2.1-14b-720p",
         "Wan2.1-T2V-14B, 1280 x 720, 81 frames, a block plan",
         _wan_large,
         0.2,
-    ),
-    Workload(
-        "hunyuanvideo-720p",
-        "HunyuanVideo, 1280 x 720, 129 frames, cubes of 2 x 8 x 8, window of 13 x 17 x 17, text",
-        _hunyuan,
     ),
 )
 

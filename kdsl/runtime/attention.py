@@ -83,7 +83,7 @@ class AttentionOperator(Operator):
             self.choice = choose(self.tunable, target, config, mode)
 
     def __call__(self, *tensors: Any, tables: Tables | None = None, check: bool = False) -> Any:
-        """Attention of ``q [batch, heads, queries, head_dim]``, ``k``, ``v [batch, kv_heads, ...]``.
+        """Attention of ``q [batch, heads, queries, head_dim]``, ``k, v [batch, kv_heads, ...]``.
 
         The output has the queries' shape and type; with ``return_lse`` a pair with the natural
         log-sum-exp, float32 ``[batch, heads, queries]``.

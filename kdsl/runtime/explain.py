@@ -25,10 +25,11 @@ def explain_attention(op: AttentionOperator) -> str:
     stats = op.tunable.statistics()
     if stats:
         full = 100 * (1 - stats["partial_share"])
-        lines.append(
-            f"mask       density {stats['density']:.4f}, {full:.1f} % of kept blocks full, longest row {stats['row_max']:.2f}x the mean, "
-            f"runs of {stats['run_length']:.1f} blocks"
-        )
+        lines += [
+            f"mask       density {stats['density']:.4f}, {full:.1f} % of kept blocks full",
+            f"rows       longest {stats['row_max']:.2f}x the mean, in runs of "
+            f"{stats['run_length']:.1f} blocks",
+        ]
     else:
         names = ", ".join(t.name for t in spec.open_tables)
         lines.append(f"mask       known at the call (tables: {names}); op.bind(...) to see more")

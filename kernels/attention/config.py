@@ -9,8 +9,8 @@ from kdsl.errors import ConfigError
 from kdsl.specs import Attention
 
 SPACE: dict[str, tuple[Any, ...]] = {
-    "block_m": (32, 64, 128),
-    "block_n": (32, 64, 128),
+    "block_m": (16, 32, 64, 128),
+    "block_n": (16, 32, 64, 128),
     "num_warps": (4, 8),
     "num_stages": (1, 2, 3, 4),
     "loads": ("pointer", "descriptor"),

@@ -191,7 +191,8 @@ def attention_forward(
             acc1 = tl.dot(p, v1, acc1 * fade[:, None], input_precision=PRECISION)
 
     nothing = total == 0.0
-    share = 1.0 / tl.where(nothing, 1.0, total)
+    total = tl.where(nothing, 1.0, total)
+    share = 1.0 / total
     o_rows = (
         o + batch.to(tl.int64) * o_b + head.to(tl.int64) * o_h
         + q_tokens.to(tl.int64)[:, None] * o_n

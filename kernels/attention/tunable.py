@@ -69,12 +69,15 @@ class AttentionTunable:
         if block_q % config.block_m or block_k % config.block_n:
             tile = f"{config.block_m} x {config.block_n}"
             return f"tiles of {tile} do not divide blocks of {block_q} x {block_k}"
+        for tile, block in ((config.block_m, block_q), (config.block_n, block_k)):
+            if tile == 16 < block:
+                return f"a tile side of 16 is for mask blocks of 16 alone, this one is {block}"
         if config.loads == "descriptor":
             if target.capability < (9, 0):
                 return f"{target.name} has no tensor descriptors"
             if not describable(self.spec):
                 return "tensor descriptors need the original order"
-        if config.block_m * config.block_n // (config.num_warps * 32) < 8:
+        if config.num_warps > 4 and config.block_m * config.block_n // (config.num_warps * 32) < 8:
             return "too many warps for the tile"
         # Accumulators alone: beyond this they spill far and wide, and compile for minutes.
         first, second = head_parts(self.spec.head_dim)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -53,3 +54,17 @@ def test_banned_words_would_be_found() -> None:
     bad = ["eval(text)", "tl.make_block_ptr(x)", "t = time.time()", "except:", "import pickle"]
     assert len(offences("\n".join(bad))) == len(bad)
     assert offences("model.eval()\nliteral_eval(x)\nexcept OSError:\ntime.perf_counter()") == []
+
+
+def test_every_test_says_what_it_proves(root: Path) -> None:
+    """Each test function has a docstring, in every file of tests."""
+    files = sorted((root / "tests").rglob("test_*.py"))
+    silent = [
+        f"{file.relative_to(root)}: {node.name}"
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+        if not ast.get_docstring(node)
+    ]
+    assert len(files) > 3, "the files were not found"
+    assert not silent

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import sysconfig
+import tomllib
 import zipfile
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,7 @@ def test_wheel_holds_every_file_of_the_package(wheel: Path, root: Path) -> None:
 
 
 def test_wheel_claims_no_foreign_name(wheel: Path) -> None:
-    """The wheel installs ``kdsl`` and the door ``autotune``, and no ``kernels`` or ``reference``."""
+    """The wheel installs ``kdsl`` and the door ``autotune``, no ``kernels``, no ``reference``."""
     assert {name.partition("/")[0] for name in contents(wheel)} == {"kdsl", "autotune"}
 
 
@@ -132,7 +132,7 @@ def test_wheel_imports_outside_the_checkout(
     done = run(installed, "-I", "-c", head + PROBE, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     version, files, *doubled = done.stdout.split()
-    assert version[0].isdigit() and version != "0+checkout"
+    assert version == tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
     assert int(files) >= 2
     assert not doubled
 
@@ -156,8 +156,3 @@ def test_build_refuses_a_clone_without_links(
     assert "kdsl/kernels must be a folder or a symbolic link" in done.stderr
     assert "core.symlinks" in done.stderr
     assert not list(tmp_path.glob("*.whl"))
-
-
-def test_setuptools_is_here() -> None:
-    """The tests above build with the installed setuptools and pip, without a network."""
-    assert find_spec("setuptools") and find_spec("pip")
