@@ -371,3 +371,11 @@ def problems(draw: st.DrawFn, masks_each: int = 4, depth: int = 3) -> Problem:
     return Problem(
         tuple(some), scope.queries, scope.keys, stored[0], stored[1], block, scope.values
     )
+
+
+def blocks_of(dense: Any, block: tuple[int, int]) -> tuple[Any, Any]:
+    """(any, all) over the blocks of a dense mask: kept at all, and full."""
+    rows, columns = (np.arange(0, n, b) for n, b in zip(dense.shape, block, strict=True))
+    some = np.logical_or.reduceat(np.logical_or.reduceat(dense, rows, 0), columns, 1)
+    every = np.logical_and.reduceat(np.logical_and.reduceat(dense, rows, 0), columns, 1)
+    return some, every

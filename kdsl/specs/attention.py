@@ -10,12 +10,13 @@ from typing import Any
 import numpy.typing as npt
 
 from kdsl.blocks import Blocks
-from kdsl.errors import SpecError
+from kdsl.errors import InputError, SpecError
 from kdsl.expr import serial
 from kdsl.expr.bounds import Bounds, check_int32, check_tables
 from kdsl.expr.tables import Table, tables_of
 from kdsl.grid import Grid, as_grid
 from kdsl.intervals import classify
+from kdsl.intervals.classify import token_bounds
 from kdsl.layouts import Layout
 from kdsl.masks import Mask, everything
 from kdsl.masks.base import as_mask
@@ -212,9 +213,8 @@ class Attention:
     @property
     def index_bounds(self) -> dict[str, Bounds]:
         """Ranges of the indices that a mask may name."""
-        q, k = self.query_grid.tokens, self.key_grid.tokens
-        counts = {"q": q, "k": k, "qs": q, "ks": k, "head": self.heads, "batch": self.batch_limit}
-        return {name: (0, max(n - 1, 0)) for name, n in counts.items()}
+        tokens = token_bounds(self.query_grid, self.key_grid)
+        return {**tokens, "head": (0, self.heads - 1), "batch": (0, max(self.batch_limit - 1, 0))}
 
     @cached_property
     def batch_limit(self) -> int:
@@ -244,6 +244,8 @@ class Attention:
 
     def rows(self, tables: Mapping[str, npt.NDArray[Any]] | None = None, batch: int = 1) -> Blocks:
         """Rows of full and partial blocks, by the interval reader."""
+        if batch > self.batch_limit:
+            raise InputError(f"a batch of {batch}", hint=f"{self.batch_limit}, as the tables hold")
         return classify(
             self.element_mask,
             self.query_grid,

@@ -16,7 +16,7 @@ from kdsl.intervals import classify
 from kdsl.intervals.hierarchy import BUDGET
 from kdsl.masks import Mask
 from kdsl.orders import Order
-from tests.strategies import Problem
+from tests.strategies import Problem, blocks_of
 
 VIDEO = Grid(frames=5, height=6, width=7)
 GRIDS = [
@@ -86,20 +86,10 @@ def test_builtins_are_exact_under_every_order(grid: Grid) -> None:
             )
             full, partial = found.kept(partial=False), found.kept(full=False)
             for b, h in np.ndindex(*full.shape[:2]):
-                some, every = blocks(problem.truth(mask, h, b), (12, 8))
+                some, every = blocks_of(problem.truth(mask, h, b), (12, 8))
                 told = f"{name} under {order!r}"
                 np.testing.assert_array_equal(full[b, h], every, told)
                 np.testing.assert_array_equal(partial[b, h], some & ~every, told)
-
-
-def blocks(dense: np.ndarray, block: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """(any, all) of each block."""
-    some, every = [], []
-    for r in range(0, dense.shape[0], block[0]):
-        parts = np.split(dense[r : r + block[0]], range(block[1], dense.shape[1], block[1]), 1)
-        some.append([p.any() for p in parts])
-        every.append([p.all() for p in parts])
-    return np.array(some), np.array(every)
 
 
 @pytest.mark.parametrize("letters", ["".join(p) for p in permutations("FHW")])
@@ -112,7 +102,7 @@ def test_builtins_need_no_look_inside(letters: str, monkeypatch: pytest.MonkeyPa
             mask = builtin(grid)[name]
             found = classify(mask, grid, block=(12, 8), query_order=order)
             problem = Problem((mask,), grid, grid, order, order, (12, 8), {})
-            some, every = blocks(problem.truth(mask), (12, 8))
+            some, every = blocks_of(problem.truth(mask), (12, 8))
             np.testing.assert_array_equal(found.kept(partial=False)[0, 0], every)
             np.testing.assert_array_equal(found.kept(full=False)[0, 0], some & ~every)
 
@@ -124,7 +114,7 @@ def test_an_exhausted_budget_leaves_partial_not_wrong(monkeypatch: pytest.Monkey
     mask = masks.predicate(lambda q, k: (q * 5 - k * 3) % 17 < 2)
     found = classify(mask, 64, block=(8, 8))
     dense = mask.dense(np.arange(64), np.arange(64))
-    some, every = blocks(dense, (8, 8))
+    some, every = blocks_of(dense, (8, 8))
     assert not (found.kept(partial=False)[0, 0] & ~every).any()
     assert (found.kept()[0, 0] >= some).all()
 
@@ -145,7 +135,7 @@ def test_order_over_another_grid_of_the_same_length() -> None:
     for mask in (masks.causal(), masks.window(11), masks.same(np.arange(124) // 10)):
         found = classify(mask, 124, block=(8, 8), query_order=order)
         index = order.index()
-        some, every = blocks(mask.dense(index, index), (8, 8))
+        some, every = blocks_of(mask.dense(index, index), (8, 8))
         np.testing.assert_array_equal(found.kept(partial=False)[0, 0], every)
         np.testing.assert_array_equal(found.kept(full=False)[0, 0], some & ~every)
 
@@ -156,7 +146,7 @@ def test_keys_on_another_grid_than_queries() -> None:
     mask = masks.window(grid, (3, 3, 3), keys=other) | masks.text(grid, keys=other)
     a, b = orders.axes(grid, "HWF"), orders.cubes(other, (2, 2, 3))
     found = classify(mask, grid, other, block=(8, 8), query_order=a, key_order=b)
-    some, every = blocks(mask.dense(a.index(), b.index()), (8, 8))
+    some, every = blocks_of(mask.dense(a.index(), b.index()), (8, 8))
     np.testing.assert_array_equal(found.kept(partial=False)[0, 0], every)
     np.testing.assert_array_equal(found.kept(full=False)[0, 0], some & ~every)
 
@@ -205,10 +195,14 @@ def test_errors() -> None:
         classify(masks.causal(), VIDEO, query_order=orders.per_head([orders.identity(VIDEO)] * 2))
     with pytest.raises(InputError, match="table 'doc' has no values"):
         classify(masks.same(table("doc", 20)), 20)
-    with pytest.raises(InputError, match="index 2 is outside table 'doc'"):
+    with pytest.raises(SpecError, match="index 2 of table 'doc' runs from 2 to 2"):
         classify(
             masks.same(table("doc", (2, 20))), 20, batch=3, tables={"doc": np.zeros((2, 20), int)}
         )
+    with pytest.raises(SpecError, match="divisor k may be 0"):
+        classify(masks.predicate(lambda q, k: q % k == 0), 20)
+    with pytest.raises(SpecError, match="index q of table 'doc' runs from 0 to 19"):
+        classify(masks.same(table("doc", 19)), 20)
     two = masks.same(table("doc", 20)) & masks.same(table("doc", 21))
     with pytest.raises(SpecError, match="two tables are named 'doc'"):
         classify(two, 20)

@@ -10,17 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from kdsl.expr.bounds import bounds
 from kdsl.intervals import classify
 from kdsl.masks import Mask
-from tests.strategies import Problem, problems
+from tests.strategies import Problem, blocks_of, problems
 
 TREES = max(2000, 40 * settings().max_examples)
-
-
-def blocks_of(dense: np.ndarray, block: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """(any, all) over the blocks of a dense mask."""
-    rows, columns = (np.arange(0, n, b) for n, b in zip(dense.shape, block, strict=True))
-    some = np.logical_or.reduceat(np.logical_or.reduceat(dense, rows, 0), columns, 1)
-    every = np.logical_and.reduceat(np.logical_and.reduceat(dense, rows, 0), columns, 1)
-    return some, every
 
 
 def check(problem: Problem, mask: Mask, seen: Counter[str]) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import kdsl.expr as kx
 from kdsl import masks, orders, specs
-from kdsl.errors import KdslError, SpecError
+from kdsl.errors import InputError, KdslError, SpecError
 from kdsl.expr import table
 from kdsl.grid import Grid
 from kdsl.layouts import Layout, int8
@@ -209,7 +209,10 @@ def test_batch_is_bounded_by_the_tables_it_indexes() -> None:
     """Tables of two axes that no batch item indexes do not bound the batch."""
     wide, narrow = table("wide", (100, 120)), table("narrow", (4, 120))
     mask = masks.predicate(lambda q, k, batch: wide[k % 100, q] < narrow[batch, k])
-    assert attention(mask=mask).batch_limit == 4
+    spec = attention(mask=mask)
+    assert spec.batch_limit == 4
+    with pytest.raises(InputError, match="a batch of 5\n  try 4, as the tables hold"):
+        spec.rows(batch=5)
     assert attention().batch_limit == 2**15
 
 
