@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class RangeTables:
             low, high = self._rectangle(name, fixed, cut, bounds)
             apart = len(names) == sum(len(at[i].names) for i in free)
             return Range(where, low, high, names, dense and apart, dense and apart)
-        point = np.logical_and.reduce([np.equal(low, high) for low, high in bounds])
+        point: Any = reduce(np.logical_and, (np.equal(low, high) for low, high in bounds))
         entry = cut[tuple(low for low, _ in bounds)].astype(np.int64)
         least, most = np.int64(cut.min()), np.int64(cut.max())
         ends = np.where(point, entry, least), np.where(point, entry, most)

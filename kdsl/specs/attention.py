@@ -22,7 +22,7 @@ from kdsl.masks.base import as_mask
 from kdsl.orders import Order, PerHead, identity, per_head
 from kdsl.orders import from_json as order_from_json
 from kdsl.orders import to_json as order_to_json
-from kdsl.specs.common import DTYPES, canonical, digest, optional, positive
+from kdsl.specs.common import DTYPES, digest, optional, positive
 
 HEAD_DIMS = (64, 80, 96, 128, 256)
 """Head dimensions that some kernel here carries."""
@@ -312,9 +312,9 @@ class Attention:
     @property
     def program(self) -> str:
         """Identity of the generated program: no sizes, constants or tables."""
-        masks = sorted({canonical(serial.structure(e)) for e in self.element_mask.variants})
+        masks = sorted({serial.structure(e) for e in self.element_mask.variants})
         orders = [
-            sorted({canonical(serial.structure(o.expr)) for o in order.parts})
+            sorted({serial.structure(o.expr) for o in order.parts})
             for order in (self.query_order, self.kv_order)
         ]
         layout = self.layout.to_json() if self.layout else None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from kdsl.expr import triton_source
@@ -14,6 +16,13 @@ from kdsl.specs import Attention
 TEMPLATE = Path(__file__).parent / "forward.py"
 BEGIN = "# --- leaves: replaced by generated functions of the same names ---\n"
 END = "# --- end of leaves ---\n"
+
+
+@cache
+def template_hash() -> str:
+    """Changes with the template, and with the modules that print leaves into it."""
+    parts = (TEMPLATE, Path(__file__), Path(triton_source.__file__))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()[:16]
 
 
 def source(spec: Attention) -> str:
