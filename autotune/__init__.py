@@ -1,0 +1,1 @@
+"""The tuner; import it as ``kdsl.autotune``."""

@@ -1,0 +1,62 @@
+"""The table of cases: an id names operation, shape, dtype and density, and fixes the seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from kdsl import masks
+from kdsl.specs import Attention
+
+SHAPES = {
+    "W": (1, 12, 32768, 128),
+    "C": (1, 48, 17920, 64),
+}
+"""batch, heads, tokens, head_dim: Wan2.1-1.3B at 480p and CogVideoX-5B, rounded up to blocks."""
+
+DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5)
+BLOCK = 128
+
+
+@dataclass(frozen=True)
+class AttentionCase:
+    """Forward attention over random block masks, one for each head."""
+
+    id: str
+    shape: tuple[int, int, int, int]
+    dtype: str
+    density: float
+    """Mean share of blocks to keep; 1 is dense."""
+    seed: int = 0
+
+    @property
+    def spec(self) -> Attention:
+        """What is computed."""
+        _, heads, tokens, head_dim = self.shape
+        mask = masks.blocks("plan") if self.density < 1 else masks.everything()
+        return Attention(tokens=tokens, heads=heads, head_dim=head_dim, dtype=self.dtype, mask=mask)
+
+    def plan(self) -> npt.NDArray[np.bool_]:
+        """Kept blocks ``[heads, rows, columns]``: random and the diagonal, heads 0.5x to 1.5x."""
+        _, heads, tokens, _ = self.shape
+        n = -(-tokens // BLOCK)
+        if self.density >= 1:
+            return np.ones((heads, n, n), np.bool_)
+        rng = np.random.default_rng(self.seed)
+        share = self.density * np.linspace(0.5, 1.5, heads)
+        return (rng.random((heads, n, n)) < share[:, None, None]) | np.eye(n, dtype=np.bool_)
+
+
+ATTENTION = {
+    case.id: case
+    for name, shape in SHAPES.items()
+    for case in (
+        *(
+            AttentionCase(f"fwd-{name}-bf16-d{density:.2f}", shape, "bfloat16", density)
+            for density in DENSITIES
+        ),
+        AttentionCase(f"fwd-{name}-bf16-dense", shape, "bfloat16", 1.0),
+    )
+}

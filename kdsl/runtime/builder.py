@@ -1,0 +1,88 @@
+"""`build`: from a spec to an operator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from kdsl.errors import ConfigError, SpecError, UnsupportedError
+from kdsl.runtime.operator import Operator, Tables
+from kdsl.specs import Attention, Permute, Spec
+from kdsl.targets import Target, from_device
+from kdsl.targets import get as target_named
+
+BACKENDS = ("triton", "gluon", "cuda", "reference")
+
+
+def build(
+    spec: Spec,
+    *,
+    gpu: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    backend: str | None = None,
+    mode: str = "predict",
+    tables: Tables | None = None,
+) -> Operator:
+    """An operator for a spec.
+
+    ``gpu`` names a target that may be absent: its source, cost and compilation work then, calling
+    does not.  Without it the GPU at hand is taken, or the NumPy reference where there is none.
+    ``config`` is taken as given (missing settings from the default), ``backend`` is one of
+    ``"triton"``, ``"cuda"``, ``"reference"``.  ``mode`` says how far the look-up of a configuration
+    goes: ``"off"``, ``"strict"``, ``"nearest"``, ``"predict"``, ``"now"``.  ``tables`` gives values
+    of open tables, or a sample that the configuration is chosen for.
+    """
+    if not isinstance(spec, (Attention, Permute)):
+        raise SpecError(
+            f"build takes a spec, got {type(spec).__name__}", hint="kdsl.Attention(...)"
+        )
+    if backend is not None and backend not in BACKENDS:
+        raise ConfigError(f"backend={backend!r}", hint=" or ".join(map(repr, BACKENDS)))
+    present = device_target()
+    target = target_named(gpu) if gpu is not None else present
+    here = target is not None and present is not None and target.name == present.name
+    if isinstance(spec, Permute):
+        from kdsl.runtime.permute import PermuteOperator
+
+        return PermuteOperator(spec, target, _pick(backend, "cuda", target), config, here, tables)
+    from kdsl.runtime.attention import AttentionOperator, interpreting
+
+    picked = _pick(backend, "triton", target)
+    if picked == "triton" and target is None:
+        if not interpreting():
+            raise UnsupportedError(
+                "there is no GPU here for the Triton kernel",
+                hint='gpu="a100" to look at it, TRITON_INTERPRET=1 in the environment to run it '
+                'on the CPU, or backend="reference"',
+            )
+        # The interpreter takes any configuration; an A100's default keeps it small.
+        target = target_named("a100")
+    here = here or interpreting()
+    return AttentionOperator(spec, target, picked, config, mode, here, tables)
+
+
+def _pick(backend: str | None, own: str, target: Target | None) -> str:
+    if backend is None:
+        return own if target is not None else "reference"
+    if backend not in (own, "reference"):
+        raise UnsupportedError(f"this operation has no {backend!r} backend", hint=repr(own))
+    return backend
+
+
+def device_target() -> Target | None:
+    """The current CUDA device as a target, or None (also where torch is missing)."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    if not torch.cuda.is_available():
+        return None
+    return _target_of(torch.cuda.current_device())
+
+
+@cache
+def _target_of(device: int) -> Target:
+    import torch
+
+    return from_device(torch.cuda.get_device_properties(device))

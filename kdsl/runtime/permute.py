@@ -1,0 +1,143 @@
+"""The permute operator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from kdsl.errors import ConfigError, InputError, UnsupportedError
+from kdsl.kernels.permute import config as settings
+from kdsl.kernels.permute import generate
+from kdsl.reference.permute import permute as reference_permute
+from kdsl.runtime.arrays import like, say_once
+from kdsl.runtime.checks import check_finite
+from kdsl.runtime.choice import Choice
+from kdsl.runtime.operator import Operator, Tables, array_tables
+from kdsl.specs import Permute
+from kdsl.targets import Target
+
+
+class PermuteOperator(Operator):
+    """``[batch, heads, tokens, head_dim]`` into stored order, on a GPU or by the reference."""
+
+    spec: Permute
+
+    def __init__(
+        self,
+        spec: Permute,
+        target: Target | None,
+        backend: str,
+        config: Mapping[str, Any] | None,
+        here: bool,
+        fixed: Tables | None = None,
+    ) -> None:
+        self.spec, self.target, self.backend, self.here = spec, target, backend, here
+        self.fixed, self.given = dict(fixed or {}), config
+        self.choice: Choice | None = None
+        if target is not None and backend != "reference":
+            self.choice = _choose(spec, config)
+
+    def __call__(self, *tensors: Any, tables: Tables | None = None, check: bool = False) -> Any:
+        """The stored sequence of ``x``, or with a layout (codes, float32 scales)."""
+        (x,) = self._one(tensors)
+        if check:
+            check_finite({"x": x})
+        values = {**self.fixed, **(tables or {})}
+        if self.backend == "reference":
+            if self.target is None:
+                say_once()
+            out = reference_permute(self.spec, x, array_tables(values))
+            if self.spec.layout is None:
+                return like(np.asarray(out), x)
+            codes, scales = out
+            return like(codes, x, np.int8), like(scales, x, np.float32)
+        if not self.here:
+            assert self.target is not None
+            raise UnsupportedError(
+                f"this operator was built for {self.target.name}, which is not here",
+                hint="op.source, op.explain(), op.cost(); or kdsl.build(spec) for this machine",
+            )
+        return self._runner(x, values)
+
+    @cached_property
+    def _runner(self) -> Any:
+        from kdsl.kernels.permute.launch import make_runner
+
+        config = settings.Config.from_json({k: int(v) for k, v in self.config.items()})
+        return make_runner(self.spec, config, self.target)
+
+    def reference(self, *tensors: Any, tables: Tables | None = None) -> Any:
+        """The same in NumPy, bit for bit."""
+        (x,) = self._one(tensors)
+        return reference_permute(self.spec, x, array_tables({**self.fixed, **(tables or {})}))
+
+    def _one(self, tensors: tuple[Any, ...]) -> tuple[Any]:
+        if len(tensors) != 1 or not hasattr(tensors[0], "shape"):
+            raise InputError(f"permute takes one tensor, got {len(tensors)}", hint="op(x)")
+        return (tensors[0],)
+
+    @property
+    def source(self) -> str:
+        """The complete CUDA C file."""
+        config = dict(self.config) or settings.default(self.spec).to_json()
+        return generate.source(self.spec, settings.Config.from_json(config))
+
+    def cost(self) -> Mapping[str, float]:
+        """Bytes of a call with one batch item and, for a named GPU, the time to move them."""
+        spec = self.spec
+        shape = (1, spec.heads, spec.grid.tokens, spec.head_dim)
+        read = math.prod(shape) * settings.ITEM_BYTES[spec.dtype]
+        written = spec.layout.nbytes(shape) if spec.layout else read
+        # Scales over many tokens cost a second reading.
+        bytes_ = float(read * (2 if settings.method(spec) == "GROUPS" else 1) + written)
+        out = {"flop": 0.0, "bytes": bytes_}
+        if self.target is not None:
+            from kdsl.runtime.predict import BANDWIDTH, LAUNCH_US
+
+            seconds = bytes_ / max(self.target.bandwidth * BANDWIDTH, 1.0)
+            out["predicted_us"] = seconds * 1e6 + LAUNCH_US
+        return out
+
+    def explain(self) -> str:
+        """Backend, configuration and cost."""
+        spec, cost = self.spec, self.cost()
+        where = self.target.name if self.target else "no GPU: NumPy reference"
+        where += ", not here" if self.target and not self.here else ""
+        shape = f"{spec.heads} heads x {spec.grid.tokens} tokens x head_dim {spec.head_dim}"
+        lines = [
+            f"permute    {shape}, {spec.dtype}{f' to {spec.layout.code}' if spec.layout else ''}",
+            f"order      {spec.order!r}",
+            f"backend    {self.backend} ({where})",
+        ]
+        if self.choice is not None:
+            chosen = ", ".join(f"{k}={v}" for k, v in self.choice.params.items())
+            lines += [f"config     {chosen}", *(f"           {x}" for x in self.choice.lines)]
+        lines.append(f"work       {cost['bytes'] / 1e6:.1f} MB")
+        if "predicted_us" in cost:
+            lines.append(f"predicted  {cost['predicted_us']:.0f} us")
+        return "\n".join(lines)
+
+    def bind(self, tables: Tables) -> PermuteOperator:
+        """The operator with values for its open tables."""
+        return PermuteOperator(
+            self.spec, self.target, self.backend, self.given, self.here, {**self.fixed, **tables}
+        )
+
+
+def _choose(spec: Permute, given: Mapping[str, Any] | None) -> Choice:
+    default = settings.default(spec)
+    if given is None:
+        return Choice(default.to_json(), "rule", ("rule: the built-in default",))
+    config = settings.Config.from_json({**default.to_json(), **given})
+    reason = settings.problem(spec, config)
+    if reason:
+        raise ConfigError(
+            f"the given configuration is illegal: {reason}",
+            where=repr(dict(given)),
+            hint=f"for instance {default.to_json()}",
+        )
+    return Choice(config.to_json(), "given", ("given: used as it is",))

@@ -1,0 +1,67 @@
+"""Splice generated leaves into the template."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from kdsl.expr import triton_source
+from kdsl.expr.bounds import Bounds
+from kdsl.expr.nodes import Expr
+from kdsl.orders import Order, PerHead
+from kdsl.specs import Attention
+
+TEMPLATE = Path(__file__).parent / "forward.py"
+BEGIN = "# --- leaves: replaced by generated functions of the same names ---\n"
+END = "# --- end of leaves ---\n"
+
+
+@cache
+def template_hash() -> str:
+    """Changes with the template, and with the modules that print leaves into it."""
+    parts = (TEMPLATE, Path(__file__), Path(triton_source.__file__))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()[:16]
+
+
+def source(spec: Attention) -> str:
+    """The complete kernel file for a spec: the template with the spec's leaves."""
+    before, rest = TEMPLATE.read_text().split(BEGIN)
+    _, after = rest.split(END)
+    return before + triton_source.HELPERS.lstrip() + "\n\n" + leaves(spec) + after.lstrip("\n")
+
+
+def leaves(spec: Attention) -> str:
+    """The leaf functions `mask`, `query_index` and `key_index`."""
+    bounds = spec.index_bounds
+    mask = triton_source.leaf(
+        "mask",
+        ("q", "k", "qs", "ks", "head", "batch"),
+        variants(spec.element_mask.variants),
+        bounds,
+        spec.tables,
+    )
+    parts = [mask]
+    for name, order, which in (
+        ("query_index", spec.query_order, "qs"),
+        ("key_index", spec.kv_order, "ks"),
+    ):
+        parts.append(index_leaf(name, order, bounds[which], spec))
+    return "\n\n".join(parts) + "\n\n"
+
+
+def index_leaf(name: str, order: Order, positions: Bounds, spec: Attention) -> str:
+    """Original token at a stored position, by head where heads differ."""
+    several = order.orders if isinstance(order, PerHead) else (order,)
+    bounds = {"s": positions, "head": (0, spec.heads - 1)}
+    exprs = variants([o.expr for o in several])
+    return triton_source.leaf(name, ("s", "head"), exprs, bounds, spec.tables)
+
+
+def variants(exprs: Sequence[Expr]) -> list[tuple[list[int], Expr]]:
+    """Heads grouped by equal expressions, most heads last (they need no test)."""
+    groups: dict[str, tuple[list[int], Expr]] = {}
+    for head, expr in enumerate(exprs):
+        groups.setdefault(expr.key, ([], expr))[0].append(head)
+    return sorted(groups.values(), key=lambda g: len(g[0]))

@@ -1,0 +1,161 @@
+"""Run the attention template: device lists, descriptors, one launch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdsl.blocks import Blocks
+from kdsl.kernels.attention.config import Config, head_parts
+from kdsl.specs import Attention
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LOG2E = 1.4426950408889634
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Rows of blocks and the order of tiles on a device, int32."""
+
+    start: Tensor
+    full: Tensor
+    partial: Tensor
+    index: Tensor
+    tiles: Tensor
+    rows: int
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        """Entries between batch items and between heads; 0 where they share rows."""
+        batch, heads, _ = self.start.shape
+        return (
+            self.start.stride(0) if batch > 1 else 0,
+            self.start.stride(1) if heads > 1 else 0,
+        )
+
+
+def lists(blocks: Blocks, heads: int, device: Any) -> Lists:
+    """Upload rows of blocks; a ragged last key block counts as partial, for it must be bounded."""
+    import torch
+
+    full, partial = blocks.full, blocks.partial
+    if blocks.keys % blocks.block[1] and len(blocks.index):
+        last = np.clip(blocks.start + full - 1, 0, len(blocks.index) - 1)
+        # Full columns ascend, so the ragged one is the last: moving the border by one is enough.
+        ragged = (full > 0) & (blocks.index[last] == blocks.columns - 1)
+        full, partial = full - ragged, partial + ragged
+
+    def up(x: Any) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(x, dtype=np.int32)).to(device)
+
+    index = blocks.index if len(blocks.index) else np.zeros(1, np.int32)
+    return Lists(
+        up(blocks.start),
+        up(full),
+        up(partial),
+        up(index),
+        up(tile_order(blocks, heads)),
+        blocks.rows,
+    )
+
+
+def tile_order(blocks: Blocks, heads: int) -> Any:
+    """``head * rows + row``: heads with most blocks first, and in each its longest rows.
+
+    Long rows first keep the end of the launch short; heads together keep their keys in the L2.
+    """
+    counts = np.broadcast_to(blocks.counts.sum(0), (heads, blocks.rows))
+    by_head = np.argsort(-counts.sum(1), kind="stable")
+    by_row = np.argsort(-counts[by_head], axis=1, kind="stable")
+    return (by_head[:, None] * blocks.rows + by_row).reshape(-1)
+
+
+def launch(
+    module: Any,
+    spec: Attention,
+    config: Config,
+    held: Lists,
+    tensors: tuple[Tensor, Tensor, Tensor],
+    tables: tuple[Tensor, ...] = (),
+    out: Tensor | None = None,
+    lse: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Output ``[batch, heads, queries, head_dim]`` and log-sum-exp ``[batch, heads, queries]``.
+
+    ``module`` is the generated file.  The log-sum-exp is filled only if the spec asks for it.
+    """
+    import torch
+
+    q, k, v = tensors
+    batch, heads, queries, head_dim = q.shape
+    out = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
+    if lse is None:
+        shape = (batch, heads, queries) if spec.return_lse else (1, 1, 1)
+        lse = torch.empty(shape, dtype=torch.float32, device=q.device)
+    d0, d1 = head_parts(head_dim)
+    tails: tuple[Any, Any, Any] = (None, None, None)
+    heads_of: tuple[Any, Any, Any] = tensors
+    described = config.loads == "descriptor"
+    if described:
+        heads_of, tails = describe(tensors, config, d0, d1)
+    programs = batch * heads * held.rows * (spec.block[0] // config.block_m)
+    module.attention_forward[(programs,)](
+        *heads_of, out, lse, *tails,
+        held.start, held.full, held.partial, held.index, held.tiles, tables,
+        *q.stride(), *k.stride(), *v.stride(), *out.stride(), *held.strides,
+        heads, held.rows, queries, k.shape[2], spec.softmax_scale * LOG2E,
+        GROUP=spec.group, D0=d0, D1=d1, MASK_M=spec.block[0], MASK_N=spec.block[1],
+        BLOCK_M=config.block_m, BLOCK_N=config.block_n, DESCRIBED=described,
+        LSE=spec.return_lse, PRECISION="ieee",
+        num_warps=config.num_warps, num_stages=config.num_stages,
+    )  # fmt: skip
+    return out, lse
+
+
+def fitting(config: Config, tensors: tuple[Tensor, ...]) -> Config:
+    """The configuration, with pointer loads where descriptors cannot describe these tensors.
+
+    A descriptor wants a contiguous last axis, and addresses and strides in units of 16 bytes.
+    """
+    if config.loads == "descriptor":
+        for x in tensors:
+            steps = [n * x.element_size() for n in x.stride()[:-1]]
+            if x.stride(-1) != 1 or x.data_ptr() % 16 or any(n % 16 or n <= 0 for n in steps):
+                return replace(config, loads="pointer")
+    return config
+
+
+def describe(
+    tensors: tuple[Tensor, Tensor, Tensor], config: Config, d0: int, d1: int
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Tensor descriptors of q, k, v over the two parts of the head dimension."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    def over(x: Tensor, rows: int, columns: int) -> Any:
+        return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows, columns])
+
+    rows = (config.block_m, config.block_n, config.block_n)
+    first = tuple(over(x, n, d0) for x, n in zip(tensors, rows, strict=True))
+    if not d1:
+        return first, (None, None, None)
+    return first, tuple(over(x, n, d1) for x, n in zip(tensors, rows, strict=True))
+
+
+def table_tensors(
+    spec: Attention, tables: Mapping[str, Any] | None, device: Any
+) -> tuple[Tensor, ...]:
+    """Tables in the order the leaves take them, on a device and of the dtype the spec declares."""
+    import torch
+
+    out = []
+    for t in spec.tables:
+        values = t.values if t.values is not None else (tables or {})[t.name]
+        if not isinstance(values, torch.Tensor):
+            values = torch.from_numpy(np.array(t.checked(values)))
+        out.append(values.to(device=device, dtype=getattr(torch, t.dtype)).contiguous())
+    return tuple(out)

@@ -1,0 +1,121 @@
+"""How far a kernel may be from the reference: bounds derived from dtype and length, not chosen.
+
+Attention is ``out = sum(p_j v_j) / sum(p_j)`` with ``p_j = 2 ** (c s_j - top)``, where
+``s_j = q . k_j`` and ``c = scale * log2(e)``.  Inputs are exact (the reference reads the same
+16-bit numbers).  Rounding comes in at these places, ``u`` being half the distance of 1 to the next
+number of a format:
+
+1. *Scores.*  A float32 dot product of ``d`` terms errs by at most ``d * U_SUM * |q| |k_j|``
+   (Cauchy-Schwarz over the terms' magnitudes).  ``c`` is rounded, the product with it and the
+   difference to ``top`` are: four times ``u32`` of a number of at most ``S = scale |q| max|k|``.
+   In natural units the exponent errs by ``S * (d * U_SUM + 4 * u32)``.
+2. *exp2* is approximate by ``EXP2`` (2 ulp, CUDA's guarantee for ``ex2.approx``).  1 and 2 make the
+   relative error of each weight; a common factor cancels between sum and sum.
+3. *Rescaling.*  Each key tile multiplies older sums by ``2 ** (old - new)``: its exponent errs by
+   ``2 * u32 * S``, itself by ``EXP2``, the products by ``u32`` each; there are ``tiles`` of them.
+4. *Weights in the dtype.*  The product with ``v`` takes ``p`` rounded to the dtype: relative
+   ``u``, and an absolute half of the smallest subnormal where ``p`` is that small.  The sum of
+   weights takes ``p`` unrounded, so this error does not cancel.
+5. *Sums* over the keys are float32: ``adds * U_SUM`` relative to the sum of magnitudes, where a
+   tensor core adds eight or more products at a time and a multiply-add unit (float32) one.
+6. *The quotient* costs two roundings, *the output* is rounded to the dtype.
+
+With ``A = sum(w_j |v_j|)`` (weights normalised; the reference on ``|v|``) all of this is absolute,
+per element: ``A * (2 * weight + rounding of p + sums) + ... + u |out|``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdsl.reference.attention import attention as reference
+from kdsl.specs import Attention, as_array
+
+Float = npt.NDArray[np.float64]
+
+U32 = 2.0**-24
+U_SUM = 2.0**-23
+"""One float32 addition: tensor cores truncate, which costs twice what rounding does."""
+EXP2 = 2.0**-22
+UNIT = {"bfloat16": 2.0**-9, "float16": 2.0**-11, "float32": U32}
+"""Half the distance of 1 to the next number."""
+SUBNORMAL = {"bfloat16": 2.0**-134, "float16": 2.0**-25, "float32": 2.0**-127}
+"""Half the smallest positive number; float32 units may flush what is below the smallest normal."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the reference says, and how far a kernel may be from it, element by element."""
+
+    out: Float
+    lse: Float
+    out_error: Float
+    lse_error: Float
+
+    def check(self, out: Any, lse: Any | None = None) -> None:
+        """AssertionError with the worst element if a result is farther off than it may be."""
+        _check("out", as_array(out, np.float64), self.out, self.out_error)
+        if lse is not None:
+            _check("lse", as_array(lse, np.float64), self.lse, self.lse_error)
+
+
+def expected(
+    spec: Attention,
+    q: Any,
+    k: Any,
+    v: Any,
+    tables: Mapping[str, npt.NDArray[Any]] | None = None,
+    *,
+    block_n: int = 16,
+    rows: npt.NDArray[Any] | None = None,
+) -> Expected:
+    """Reference output and log-sum-exp of finite inputs, and their bounds.
+
+    ``block_n`` is the kernel's tile of keys (the smallest one gives a bound for all), ``rows``
+    picks query tokens.
+    """
+    q, k, v = (as_array(x, np.float64) for x in (q, k, v))
+    out, lse = reference(spec, q, k, v, tables, rows=rows)
+    magnitude, _ = reference(spec, q, k, np.abs(v), tables, rows=rows)
+    keys, tiles = k.shape[2], -(-k.shape[2] // block_n)
+
+    picked = q if rows is None else q[:, :, rows]
+    longest = np.linalg.norm(k, axis=3).max(2, initial=0.0).repeat(spec.group, axis=1)
+    size = spec.softmax_scale * np.linalg.norm(picked, axis=3) * longest[:, :, None]
+
+    unit, tiny = UNIT[spec.dtype], SUBNORMAL[spec.dtype]
+    score = size * (spec.head_dim * U_SUM + 4 * U32)
+    fade = tiles * (2 * U32 * size + EXP2 + U32)
+    weight = np.expm1(score + fade + EXP2)
+    adds = keys if spec.dtype == "float32" else keys / 8 + 8
+    total = weight + adds * U_SUM
+    relative = (2 * total + unit + 2 * U32)[..., None]
+    lost = keys * tiny * np.abs(v).max((2, 3), initial=0.0).repeat(spec.group, axis=1)
+    near = magnitude * relative + lost[:, :, None, None]
+    out_error = near + unit * (np.abs(out) + near) + tiny
+    # The sum in units of log2 and its conversion: three roundings of a number of that size.
+    finite = np.where(np.isfinite(lse), np.abs(lse), 0.0)
+    lse_error = total + 4 * U32 * (finite + size + 1) + EXP2
+    return Expected(out, lse, out_error, lse_error)
+
+
+def _check(name: str, found: Float, wanted: Float, allowed: Float) -> None:
+    assert found.shape == wanted.shape, f"{name}: shape {found.shape}, not {wanted.shape}"
+    if not found.size:
+        return
+    with np.errstate(invalid="ignore"):
+        off = np.abs(found - wanted)
+        good = (found == wanted) | (off <= allowed)
+    if good.all():
+        return
+    ratio = np.where(good, 0.0, np.where(np.isnan(off), np.inf, off / allowed))
+    at = tuple(int(i) for i in np.unravel_index(np.argmax(ratio), ratio.shape))
+    raise AssertionError(
+        f"{name}{list(at)} is {found[at]!r}, the reference {wanted[at]!r}: off by {off[at]:.3g}, "
+        f"allowed {allowed[at]:.3g}; {int((~good).sum())} of {good.size} are wrong"
+    )
