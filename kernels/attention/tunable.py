@@ -19,6 +19,7 @@ from kdsl.kernels.attention.config import (
     Config,
     describable,
     head_parts,
+    table_dtype,
 )
 from kdsl.kernels.attention.shared import shared_bytes
 from kdsl.specs import Attention
@@ -246,7 +247,7 @@ def describe_compile(
         signature[name] = "*i32"
         divisible.append(name)
     types = {"int32": "*i32", "int16": "*i16", "uint8": "*u8", "int8": "*i8"}
-    signature["tables"] = tuple(types[t.dtype] for t in spec.tables)
+    signature["tables"] = tuple(types[table_dtype(t)] for t in spec.tables)
     divisible += [("tables", i) for i in range(len(spec.tables))]
     for name in "qkvo":
         constants[f"{name}_d"] = 1
