@@ -6,8 +6,6 @@ import argparse
 from collections import defaultdict
 from collections.abc import Iterator
 
-from rich.console import Console
-
 from kdsl import targets, workloads
 from kdsl.autotune.cli.plan import understanding
 from kdsl.autotune.screen import report
@@ -34,7 +32,7 @@ def run(given: argparse.Namespace) -> int:
             for device, tally in tallies(store)
             if gpu in (None, device) and given.workload in (None, tally.name)
         ]
-    console = Console()
+    console = report.console()
     if not found:
         print("no such rows; python -m autotune --gpu NAME makes some")
         return 0
@@ -66,7 +64,7 @@ def tallies(store: Store) -> Iterator[tuple[str, Tally]]:
             default = {t.candidate.id: t for t in trials if t.measurement.is_default}
             params = [t.candidate.params for t in default.values()]
             tally.default = next((o for o in outcomes if o.params in params), None)
-            tally.exhausted = True
+            tally.exhausted = tally.settled = True
             yield device, tally
 
 

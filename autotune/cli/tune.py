@@ -42,7 +42,7 @@ def tune(given: argparse.Namespace, hardware: Hardware) -> int:
     if found is None and plan.require_device:
         print(f"no {plan.target.name} here, and --require-device was given", file=sys.stderr)
         return ABSENT
-    session = Session(plan, hardware, found, Console())
+    session = Session(plan, hardware, found, report.console())
     with terminable():
         try:
             session.run()

@@ -17,6 +17,7 @@ from kdsl.errors import UnsupportedError
 from kdsl.targets import Target
 from kdsl.work import AheadOfTime
 
+PATIENCE = 3.0
 START_S = 120.0
 """How long a process may take to import the compiler."""
 
@@ -28,6 +29,7 @@ class _Station:
     child: Child
     ready: bool = False
     key: Hashable | None = None
+    patience: float = 1.0
     since: float = field(default_factory=time.monotonic)
 
     @property
@@ -56,12 +58,14 @@ class CompilePool:
             lambda: Child("kdsl.autotune.compiling.worker:serve", environment=variables)
         )
         self._stations: list[_Station] = []
-        self._queue: deque[tuple[Hashable, AheadOfTime, Target]] = deque()
+        self._queue: deque[tuple[Hashable, AheadOfTime, Target, float]] = deque()
         self._done: dict[Hashable, Built] = {}
 
-    def submit(self, key: Hashable, what: AheadOfTime, target: Target) -> None:
-        """Put a kernel in the queue."""
-        self._queue.append((key, what, target))
+    def submit(
+        self, key: Hashable, what: AheadOfTime, target: Target, *, patient: bool = False
+    ) -> None:
+        """Put a kernel in the queue; a ``patient`` one may take `PATIENCE` times the limit."""
+        self._queue.append((key, what, target, PATIENCE if patient else 1.0))
         self._feed()
 
     def result(self, key: Hashable, until: float | None = None) -> Built | None:
@@ -75,12 +79,18 @@ class CompilePool:
             self._turn(until)
         return self._done.pop(key)
 
-    def drop(self) -> None:
-        """Forget everything that is not done; kills what is being compiled."""
+    def drop(self, *, refill: bool = False) -> None:
+        """Forget everything that was asked for; what is being compiled is killed.
+
+        With ``refill`` new processes start right away, to have imported the compiler by the time
+        there is work again.
+        """
         self._queue.clear()
         self._done.clear()
         for station in [s for s in self._stations if s.key is not None]:
             self._remove(station)
+            if refill:
+                self._stations.append(_Station(self._start()))
 
     def close(self) -> None:
         """End the processes."""
@@ -103,8 +113,8 @@ class CompilePool:
         idle = [s for s in self._stations if s.idle]
         while self._queue and idle:
             station = idle.pop()
-            key, what, target = self._queue.popleft()
-            station.key, station.since = key, time.monotonic()
+            station.key, what, target, station.patience = self._queue.popleft()
+            station.since = time.monotonic()
             try:
                 station.child.send((what, target))
             except ChildDied as error:
@@ -130,7 +140,8 @@ class CompilePool:
                 self._overrun(station)
 
     def _end(self, station: _Station) -> float:
-        return station.since + (self.limit.seconds if station.ready else START_S)
+        limit = self.limit.seconds * station.patience if station.ready else START_S
+        return station.since + limit
 
     def _hear(self, station: _Station) -> None:
         try:

@@ -15,8 +15,8 @@ from kdsl.runtime.tunables import tunable_for
 from kdsl.specs import from_json
 from kdsl.work import Check
 
-HEAD_START_CYCLES = 2_000_000
-"""About a millisecond in which the GPU idles while a round of calls is put into its queue."""
+HEAD_START_CYCLES = 800_000
+"""A call: half a millisecond in which the GPU waits while calls are put into its queue."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class CudaDevice:
         event = self.torch.cuda.Event
         pairs = [(event(enable_timing=True), event(enable_timing=True)) for _ in range(count)]
         # Without a head start a slow launch would count as time of a short kernel.
-        self.torch.cuda._sleep(HEAD_START_CYCLES)
+        self.torch.cuda._sleep(HEAD_START_CYCLES * count)
         for begin, end in pairs:
             self.flush.zero_()
             begin.record()

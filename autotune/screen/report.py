@@ -11,6 +11,14 @@ from kdsl.autotune.session.outcome import Outcome
 from kdsl.autotune.session.tuner import Tally
 
 TOP = 3
+PLAIN_WIDTH = 120
+"""Columns where the output is no terminal."""
+
+
+def console() -> Console:
+    """Standard output."""
+    out = Console()
+    return out if out.is_terminal else Console(width=PLAIN_WIDTH)
 
 
 def summary(console: Console, found: Sequence[tuple[str, Tally]]) -> None:

@@ -45,8 +45,10 @@ class Listed:
     """Tries a list from its beginning."""
 
     def __init__(self, candidates: Iterable[Params]) -> None:
-        self._waiting = {point(p): p for p in reversed(list(candidates))}
-        self._order: list[Point] = list(self._waiting)
+        self._waiting: dict[Point, Params] = {}
+        for params in candidates:
+            self._waiting.setdefault(point(params), params)
+        self._order = list(reversed(self._waiting))
 
     def ask(self) -> Params | None:
         """The next one that is not known."""

@@ -123,6 +123,6 @@ class Campaign:
         """New candidates by status, and the points that the static model refused."""
         total: Counter[str] = Counter()
         for tally in self.tallies:
-            total.update(o.status for o in tally.outcomes[tally.known :])
+            total.update(tally.fresh)
             total["illegal"] += tally.illegal
         return dict(total)

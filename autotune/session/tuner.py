@@ -43,7 +43,11 @@ class Tally:
     outcomes: list[Outcome] = field(default_factory=list)
     default: Outcome | None = None
     illegal: int = 0
+    fresh: Counter[str] = field(default_factory=Counter)
+    """Candidates of this run by status."""
     exhausted: bool = False
+    settled: bool = False
+    """``outcomes`` stand in the database's order, the choice first."""
     seconds: float = 0.0
 
     @property
@@ -54,7 +58,7 @@ class Tally:
     @property
     def new(self) -> int:
         """Candidates of this run."""
-        return len(self.outcomes) - self.known
+        return self.fresh.total()
 
     @property
     def left(self) -> int | None:
@@ -65,13 +69,17 @@ class Tally:
 
     @property
     def ranking(self) -> list[Outcome]:
-        """Sound candidates, fastest first."""
+        """Sound candidates, the choice first."""
         sound = [o for o in self.outcomes if o.status == "ok"]
-        return sorted(sound, key=lambda o: (o.median_us or 0.0, point(o.params)))
+        return (
+            sound
+            if self.settled
+            else sorted(sound, key=lambda o: (o.median_us or 0.0, point(o.params)))
+        )
 
     @property
     def gain(self) -> float | None:
-        """How many times faster than the default the fastest is."""
+        """How many times faster than the default the choice is."""
         best = self.ranking
         if not best or self.default is None or not self.default.median_us:
             return None
@@ -148,9 +156,11 @@ class WorkloadTuner:
         try:
             self._loop()
             if self.tally.new:
-                self._finals()
+                for outcome in self.evaluator.finals(self.tally.outcomes, self.tally.default):
+                    self.ledger.add(outcome)
+            self._settle()
+            self.pool.drop(refill=True)
         finally:
-            self.pool.drop()
             self.tally.illegal = self.space.illegal
             self.tally.seconds = time.monotonic() - started
         self.watch.end(self.tally)
@@ -184,11 +194,14 @@ class WorkloadTuner:
                 self.tally.exhausted = not window
                 return
             what = self.job.tunable.ahead_of_time(params, self.target)
-            self.pool.submit((self.job.name, point(params)), what, self.target)
+            key = self.job.name, point(params)
+            # Everything is held against the default: it may take longer to compile.
+            self.pool.submit(key, what, self.target, patient=self._is_default(params))
             window.append(params)
 
     def _count(self, outcome: Outcome) -> None:
         self.tally.outcomes.append(outcome)
+        self.tally.fresh[outcome.status] += 1
         if self._is_default(outcome.params):
             self.tally.default = outcome
         if self._reference is None and outcome.status == "ok":
@@ -213,13 +226,8 @@ class WorkloadTuner:
     def _is_default(self, params: Params) -> bool:
         return dict(params) == self.default
 
-    def _finals(self) -> None:
-        """Time the best once more; from then on they stand by the median of their rows."""
-        default = self.tally.default
-        for outcome in self.evaluator.finals(self.tally.outcomes, default):
-            self.ledger.add(outcome)
-        settled = {point(o.params): o for o in self.ledger.known()}
-        outcomes = self.tally.outcomes
-        self.tally.outcomes = [settled.get(point(o.params), o) for o in outcomes]
-        if default is not None:
-            self.tally.default = settled.get(point(default.params), default)
+    def _settle(self) -> None:
+        """Take the outcomes as the database ranks them: what a build would choose comes first."""
+        known = [o for o in self.ledger.known() if self.space.why_not(o.params) is None]
+        self.tally.outcomes, self.tally.settled = known, True
+        self.tally.default = next((o for o in known if self._is_default(o.params)), None)
