@@ -80,9 +80,7 @@ class AttentionOperator(Operator):
         )
         self.choice: Choice | None = None
         if target is not None and backend != "reference":
-            self.choice = choose(
-                self.tunable, target, config, mode, here=here, tables=self.fixed
-            )
+            self.choice = choose(self.tunable, target, config, mode, here=here, tables=self.fixed)
 
     def __call__(self, *tensors: Any, tables: Tables | None = None, check: bool = False) -> Any:
         """Attention of ``q [batch, heads, queries, head_dim]``, ``k, v [batch, kv_heads, ...]``.
