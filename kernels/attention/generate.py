@@ -10,7 +10,7 @@ from pathlib import Path
 from kdsl.expr import triton_source
 from kdsl.expr.bounds import Bounds
 from kdsl.expr.nodes import Expr
-from kdsl.orders import Order
+from kdsl.kernels.attention import orders
 from kdsl.specs import Attention
 
 TEMPLATE = Path(__file__).parent / "forward.py"
@@ -21,7 +21,7 @@ END = "# --- end of leaves ---\n"
 @cache
 def template_hash() -> str:
     """Changes with the template, and with the modules that print leaves into it."""
-    parts = (TEMPLATE, Path(__file__), Path(triton_source.__file__))
+    parts = (TEMPLATE, Path(__file__), Path(orders.__file__), Path(triton_source.__file__))
     return hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()[:16]
 
 
@@ -44,14 +44,9 @@ def leaves(spec: Attention) -> str:
         ("q", "k", "qs", "ks", "row", "column", "head", "batch"),
         variants([by_block(e, spec.block) for e in spec.element_mask.variants]),
         bounds | blocks,
-        spec.tables,
+        orders.tables(spec),
     )
-    parts = [mask]
-    for name, order, which in (
-        ("query_index", spec.query_order, "qs"),
-        ("key_index", spec.kv_order, "ks"),
-    ):
-        parts.append(index_leaf(name, order, bounds[which], spec))
+    parts = [mask, index_leaf("query", bounds["qs"], spec), index_leaf("key", bounds["ks"], spec)]
     return "\n\n".join(parts) + "\n\n"
 
 
@@ -74,11 +69,11 @@ def by_block(expr: Expr, block: tuple[int, int]) -> Expr:
     return expr.rebuild(change)
 
 
-def index_leaf(name: str, order: Order, positions: Bounds, spec: Attention) -> str:
+def index_leaf(which: str, positions: Bounds, spec: Attention) -> str:
     """Original token at a stored position, by head where heads differ."""
     bounds = {"s": positions, "head": (0, spec.heads - 1)}
-    exprs = variants([o.expr for o in order.parts])
-    return triton_source.leaf(name, ("s", "head"), exprs, bounds, spec.tables)
+    exprs = variants(orders.expressions(spec, which))
+    return triton_source.leaf(f"{which}_index", ("s", "head"), exprs, bounds, orders.tables(spec))
 
 
 def variants(exprs: Sequence[Expr]) -> list[tuple[list[int], Expr]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdsl.blocks import Blocks
+from kdsl.kernels.attention import orders
 from kdsl.kernels.attention.config import Config, head_parts, table_dtype
 from kdsl.specs import Attention
 
@@ -153,7 +154,7 @@ def table_tensors(
     import torch
 
     out = []
-    for t in spec.tables:
+    for t in orders.tables(spec):
         values = t.values if t.values is not None else (tables or {})[t.name]
         if not isinstance(values, torch.Tensor):
             values = torch.from_numpy(np.array(t.checked(values)))
