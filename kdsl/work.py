@@ -42,3 +42,20 @@ class AheadOfTime:
     constants: Mapping[Any, Any]
     divisible: tuple[Any, ...]
     options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Check:
+    """How far a kernel's output is from the truth, beside how far it may be.
+
+    Both are relative; ``error`` is infinite where something else is wrong: ``reason`` says what.
+    """
+
+    error: float
+    tolerance: float
+    reason: str = ""
+
+    @property
+    def right(self) -> bool:
+        """Whether the output may be used."""
+        return self.error <= self.tolerance

@@ -58,7 +58,7 @@ def block_map(shape: tuple[int, ...], density: float, seed: int) -> npt.NDArray[
     near = away[None] < density * scale / 4
     wanted = density * scale - near.mean((1, 2), keepdims=True)
     anywhere = rng.random(shape) < wanted / (1 - near.mean((1, 2), keepdims=True))
-    return (near | anywhere | (away[None] < 1 / columns)).astype(np.uint8)
+    return np.asarray(near | anywhere | (away[None] < 1 / columns), np.uint8)
 
 
 def _wan_small() -> Attention:

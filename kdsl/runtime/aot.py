@@ -9,11 +9,16 @@ from kdsl.runtime import codecache
 from kdsl.runtime.compiled import Compiled, compile_triton
 from kdsl.runtime.tunable import Tunable
 from kdsl.targets import Target
+from kdsl.work import AheadOfTime
 
 
 def compile_for(tunable: Tunable, params: Mapping[str, Any], target: Target) -> Compiled:
     """The compiled kernel of one configuration; CompileError with the compiler's message."""
-    what = tunable.ahead_of_time(params, target)
+    return compile_ahead(tunable.ahead_of_time(params, target), target)
+
+
+def compile_ahead(what: AheadOfTime, target: Target) -> Compiled:
+    """Compile what a tunable describes; CompileError with the compiler's message."""
     fn = getattr(codecache.load(what.source), what.entry)
     return compile_triton(
         fn, target, what.signature, what.constants, divisible=what.divisible, options=what.options

@@ -107,14 +107,13 @@ def compile_triton(
     named = {a: "constexpr" for a in fn.arg_names if a in constants}
     started = time.perf_counter()
     constexprs = {path(a): value for a, value in constants.items()}
-    attrs = {path(a): [["tt.divisibility", 16]] for a in divisible}
+    aligned = {path(a) for a in divisible}
+    gpu = GPUTarget("cuda", target.cc, 32)
+    chosen = {"enable_fp_fusion": True, **(options or {})}
     try:
+        attrs = _attributes(fn, {**signature, **named}, constexprs, aligned, gpu, chosen)
         source = _source_class(fn)(fn, {**signature, **named}, constexprs, attrs)
-        kernel = triton.compile(
-            source,
-            target=GPUTarget("cuda", target.cc, 32),
-            options={"enable_fp_fusion": True, **(options or {})},
-        )
+        kernel = triton.compile(source, target=gpu, options=chosen)
     except Exception as error:
         message = str(error).strip() or "no message"
         raise CompileError(
@@ -133,6 +132,43 @@ def compile_triton(
         warps=kernel.metadata.num_warps,
         seconds=seconds,
     )
+
+
+def _attributes(
+    fn: Any,
+    types: Mapping[str, Any],
+    constexprs: Mapping[tuple[int, ...], Any],
+    aligned: Collection[tuple[int, ...]],
+    gpu: Any,
+    options: Mapping[str, Any],
+) -> dict[tuple[int, ...], Any]:
+    """What is known of arguments, in the form in which a launch states it.
+
+    The form is part of the key of Triton's disk cache: a kernel compiled here is found there by a
+    launch with such arguments.  Where Triton has no such function the kernel is the same, and only
+    the cache does not know it.
+    """
+    plain = {place: [["tt.divisibility", 16]] for place in aligned}
+    pack = getattr(fn, "_pack_args", None)
+    if pack is None:
+        return plain
+
+    def said(place: tuple[int, ...], kind: Any) -> Any:
+        """A type with what a launch would find out about such an argument."""
+        if isinstance(kind, tuple):
+            parts = [said((*place, i), k) for i, k in enumerate(kind)]
+            return tuple(p[0] for p in parts), tuple(p[1] for p in parts)
+        if kind == "constexpr":
+            return kind, constexprs.get(place)
+        if kind.startswith(("*", "i", "u")):
+            return kind, "D" if place in aligned else ""
+        return kind, None
+
+    found = [said((i,), types[name]) for i, name in enumerate(fn.arg_names)]
+    values = {name: constexprs.get((i,)) for i, name in enumerate(fn.arg_names)}
+    backend = import_module("triton.compiler.compiler").make_backend(gpu)
+    attrs = pack(backend, dict(options), values, found, dict(options))[3]
+    return {**attrs, **{place: plain[place] for place in plain if place not in attrs}}
 
 
 def _need(module: str, extra: str = "triton") -> Any:

@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from kdsl.specs import Spec
 from kdsl.targets import Target
-from kdsl.work import AheadOfTime, Work
+from kdsl.work import AheadOfTime, Check, Work
+
+Load = Callable[[str], Any]
+"""Generated source to module: `kdsl.runtime.codecache.load`."""
+
+
+class Runner(Protocol):
+    """An operation on one device with its inputs and outputs: what the measuring process drives.
+
+    `run` puts one call on the device's current stream and neither waits nor allocates.
+    """
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Kinds of inputs: each shows other faults."""
+
+    def prepare(self, family: str, seed: int) -> None:
+        """Fill the inputs; the same seed gives the same ones on one kind of device."""
+
+    def poison(self) -> None:
+        """Fill the outputs with what no kernel writes."""
+
+    def run(self, params: Mapping[str, Any]) -> None:
+        """One call with a configuration."""
+
+    def check(self) -> Check:
+        """Compare what `run` wrote with a plain computation from the same inputs; waits."""
 
 
 class Tunable(Protocol):
@@ -23,6 +49,13 @@ class Tunable(Protocol):
     @property
     def spec(self) -> Spec:
         """What is computed."""
+
+    @property
+    def template_hash(self) -> str:
+        """Identity of the hand-written code and of what generates into it."""
+
+    def sizes(self) -> Mapping[str, int]:
+        """Sizes by name, those that shape the program among them (`records.keys.HARD_DIMS`)."""
 
     def space(self, target: Target) -> dict[str, tuple[Any, ...]]:
         """Choices by name."""
@@ -41,3 +74,6 @@ class Tunable(Protocol):
 
     def statistics(self) -> Mapping[str, float]:
         """Statistics of the mask that soft keys are made of; empty where there are none."""
+
+    def make_runner(self, device: Any, load: Load) -> Runner:
+        """Inputs, calls and checks on a torch device; ``load`` imports generated source."""

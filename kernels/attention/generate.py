@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from kdsl.expr import triton_source
 from kdsl.expr.bounds import Bounds
 from kdsl.expr.nodes import Expr
-from kdsl.orders import Order, PerHead
+from kdsl.orders import Order
 from kdsl.specs import Attention
 
 TEMPLATE = Path(__file__).parent / "forward.py"
 BEGIN = "# --- leaves: replaced by generated functions of the same names ---\n"
 END = "# --- end of leaves ---\n"
+
+
+@cache
+def template_hash() -> str:
+    """Changes with the template, and with the modules that print leaves into it."""
+    parts = (TEMPLATE, Path(__file__), Path(triton_source.__file__))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()[:16]
 
 
 def source(spec: Attention) -> str:
@@ -26,11 +35,15 @@ def source(spec: Attention) -> str:
 def leaves(spec: Attention) -> str:
     """The leaf functions `mask`, `query_index` and `key_index`."""
     bounds = spec.index_bounds
+    blocks = {
+        name: (0, bounds[stored][1] // size)
+        for name, stored, size in zip(("row", "column"), ("qs", "ks"), spec.block, strict=True)
+    }
     mask = triton_source.leaf(
         "mask",
-        ("q", "k", "qs", "ks", "head", "batch"),
-        variants(spec.element_mask.variants),
-        bounds,
+        ("q", "k", "qs", "ks", "row", "column", "head", "batch"),
+        variants([by_block(e, spec.block) for e in spec.element_mask.variants]),
+        bounds | blocks,
         spec.tables,
     )
     parts = [mask]
@@ -42,11 +55,29 @@ def leaves(spec: Attention) -> str:
     return "\n\n".join(parts) + "\n\n"
 
 
+def by_block(expr: Expr, block: tuple[int, int]) -> Expr:
+    """The mask with stored positions over the block size read as the tile's row and column.
+
+    A block map is then looked up once a tile, not once for each pair in it.
+    """
+    names = {"qs": ("row", block[0]), "ks": ("column", block[1])}
+
+    def change(node: Expr) -> Expr | None:
+        if node.op != "floordiv" or node.args[0].op != "var" or node.args[0].data not in names:
+            return None
+        name, size = names[node.args[0].data]
+        divisor = node.args[1].value
+        if divisor is None or divisor % size:
+            return None
+        return Expr("var", (), name) // (divisor // size)
+
+    return expr.rebuild(change)
+
+
 def index_leaf(name: str, order: Order, positions: Bounds, spec: Attention) -> str:
     """Original token at a stored position, by head where heads differ."""
-    several = order.orders if isinstance(order, PerHead) else (order,)
     bounds = {"s": positions, "head": (0, spec.heads - 1)}
-    exprs = variants([o.expr for o in several])
+    exprs = variants([o.expr for o in order.parts])
     return triton_source.leaf(name, ("s", "head"), exprs, bounds, spec.tables)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +19,15 @@ from kdsl.kernels.attention.config import (
     Config,
     describable,
     head_parts,
+    table_dtype,
 )
 from kdsl.kernels.attention.shared import shared_bytes
 from kdsl.specs import Attention
 from kdsl.targets import Target
 from kdsl.work import AheadOfTime, Work
+
+if TYPE_CHECKING:
+    from kdsl.kernels.attention.runner import AttentionRunner
 
 
 class AttentionTunable:
@@ -154,15 +158,66 @@ class AttentionTunable:
     def ahead_of_time(self, params: Mapping[str, Any], target: Target) -> AheadOfTime:
         """What to hand to the compiler for a GPU that need not be there."""
         del target
-        return describe_compile(self.spec, Config.from_json(dict(params)), self.source)
+        config = Config.from_json(dict(params))
+        return describe_compile(self.spec, config, self.source, self._integers())
+
+    def _integers(self) -> dict[str, int | None]:
+        """Integer arguments of a call with contiguous tensors; None where they are not known."""
+        spec, blocks = self.spec, self.blocks
+        d, queries, keys = spec.head_dim, spec.query_grid.tokens, spec.key_grid.tokens
+        out: dict[str, int | None] = {"heads": spec.heads, "queries": queries, "keys": keys}
+        for name, heads, tokens in (
+            ("q", spec.heads, queries),
+            ("k", spec.group_heads, keys),
+            ("v", spec.group_heads, keys),
+            ("o", spec.heads, queries),
+        ):
+            out |= {f"{name}_b": heads * tokens * d, f"{name}_h": tokens * d, f"{name}_n": d}
+        out["rows"] = -(-queries // spec.block[0])
+        out["list_b"] = out["list_h"] = None
+        if blocks is not None:
+            batch, heads, rows = blocks.start.shape
+            out["list_b"] = heads * rows if batch > 1 else 0
+            out["list_h"] = rows if heads > 1 else 0
+        return out
+
+    @property
+    def template_hash(self) -> str:
+        """Identity of the template and of what generates into it."""
+        return generate.template_hash()
+
+    def sizes(self) -> Mapping[str, int]:
+        """Sizes by name."""
+        spec = self.spec
+        return {
+            "batch": self.batch,
+            "heads": spec.heads,
+            "queries": spec.query_grid.tokens,
+            "keys": spec.key_grid.tokens,
+            "head_dim": spec.head_dim,
+            "group": spec.group,
+            "block_q": spec.block[0],
+            "block_k": spec.block[1],
+        }
+
+    def make_runner(self, device: Any, load: Callable[[str], Any]) -> AttentionRunner:
+        """Inputs, calls and checks on a torch device; every table must have values."""
+        from kdsl.kernels.attention.runner import AttentionRunner
+
+        return AttentionRunner(self, device, load)
 
     def statistics(self) -> Mapping[str, float]:
         """Mask statistics; empty while a table is unknown."""
         return {} if self.blocks is None else self.blocks.statistics()
 
 
-def describe_compile(spec: Attention, config: Config, source: str) -> AheadOfTime:
-    """The kernel's types and constants, as a call with aligned, contiguous tensors gives them."""
+def describe_compile(
+    spec: Attention, config: Config, source: str, integers: Mapping[str, int | None]
+) -> AheadOfTime:
+    """The kernel's types and constants, as a call with aligned, contiguous tensors gives them.
+
+    Triton makes a constant of an integer that is 1, and notes which ones are multiples of 16.
+    """
     short = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[spec.dtype]
     d0, d1 = head_parts(spec.head_dim)
     described = config.loads == "descriptor"
@@ -192,15 +247,17 @@ def describe_compile(spec: Attention, config: Config, source: str) -> AheadOfTim
         signature[name] = "*i32"
         divisible.append(name)
     types = {"int32": "*i32", "int16": "*i16", "uint8": "*u8", "int8": "*i8"}
-    signature["tables"] = tuple(types[t.dtype] for t in spec.tables)
+    signature["tables"] = tuple(types[table_dtype(t)] for t in spec.tables)
     divisible += [("tables", i) for i in range(len(spec.tables))]
     for name in "qkvo":
-        for axis in "bhn":
-            signature[f"{name}_{axis}"] = "i32"
-            divisible.append(f"{name}_{axis}")
         constants[f"{name}_d"] = 1
-    for name in ("list_b", "list_h", "heads", "rows", "queries", "keys"):
-        signature[name] = "i32"
+    for name, value in integers.items():
+        if value == 1:
+            constants[name] = 1
+            continue
+        signature[name] = "i32" if value is None or value < 2**31 else "i64"
+        if value is not None and value % 16 == 0:
+            divisible.append(name)
     signature["scale_log2"] = "fp32"
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     return AheadOfTime(source, "attention_forward", signature, constants, tuple(divisible), options)

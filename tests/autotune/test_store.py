@@ -13,7 +13,15 @@ from typing import Any
 
 import pytest
 
-from kdsl.autotune.store import ImportReport, Store, export_jsonl, import_jsonl, merge, scrub
+from kdsl.autotune.store import (
+    ImportReport,
+    Store,
+    database,
+    export_jsonl,
+    import_jsonl,
+    merge,
+    scrub,
+)
 from kdsl.errors import StoreError
 from kdsl.runtime.records import (
     Candidate,
@@ -25,6 +33,7 @@ from kdsl.runtime.records import (
     Toolchain,
     Workload,
     default_sources,
+    jsonl,
     lookup,
     sqlite,
 )
@@ -109,6 +118,25 @@ def test_every_row_class_has_its_table(store: Store) -> None:
     for table in TABLES:
         found = store._link.execute(f"PRAGMA table_info({table})").fetchall()
         assert {c["name"] for c in found} == {"id", *sqlite._kinds(table)}
+
+
+def test_an_older_database_is_migrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening a database of an earlier schema brings it up to date, once, and keeps its rows."""
+    path = tmp_path / "t.db"
+    with Store(path) as store:
+        store.add(*rows())
+    for module in (database, jsonl):
+        monkeypatch.setattr(module, "SCHEMA_VERSION", 3)
+    steps = {1: ["CREATE TABLE two (x)"], 2: ["CREATE TABLE three (x)", "DROP TABLE two"]}
+    monkeypatch.setattr(database, "MIGRATIONS", steps)
+    for _ in range(2):
+        with Store(path) as store:
+            assert set(store.rows()) == set(rows())
+            assert store._meta("schema_version") == "3"
+            assert store._link.execute("SELECT COUNT(*) FROM three").fetchone()[0] == 0
+    monkeypatch.undo()
+    with pytest.raises(StoreError, match="newer kdsl: schema version 3"):
+        Store(path)
 
 
 def test_a_run_is_closed_by_another_row(store: Store) -> None:

@@ -13,8 +13,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
-from functools import cached_property
-from types import MappingProxyType
+from functools import cache, cached_property
 from typing import Any, ClassVar
 
 from kdsl.errors import StoreError
@@ -31,7 +30,7 @@ def dumps(value: Any) -> str:
 def _hexed(value: Any) -> Any:
     if isinstance(value, float):
         return value.hex()
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {key: _hexed(item) for key, item in value.items()}
     return [_hexed(item) for item in value] if isinstance(value, list | tuple) else value
 
@@ -104,11 +103,16 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "Mapping[str, Scalar]": _mapping(_scalar),
     "Mapping[str, Any]": _mapping(_json),
 }
-NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-def _default(spec: Field[Any]) -> Any:
-    return spec.default_factory() if spec.default_factory is not MISSING else spec.default
+@cache
+def _specs(cls: Any) -> tuple[tuple[str, Callable[[Any], Any], Any], ...]:
+    """Name, check and default of each field."""
+
+    def default(spec: Field[Any]) -> Any:
+        return spec.default_factory() if spec.default_factory is not MISSING else spec.default
+
+    return tuple((s.name, _CHECKS[str(s.type)], default(s)) for s in fields(cls))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,13 +126,14 @@ class Row:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for spec in fields(self):
+        cls: Any = type(self)
+        for name, check, _ in _specs(cls):
             try:
-                value = _CHECKS[str(spec.type)](getattr(self, spec.name))
+                value = check(getattr(self, name))
             except (ValueError, TypeError, RecursionError) as error:
-                shown = repr(getattr(self, spec.name))[:80]
-                raise StoreError(f"{self.table}.{spec.name} {error}", where=shown) from error
-            object.__setattr__(self, spec.name, value)
+                shown = repr(getattr(self, name))[:80]
+                raise StoreError(f"{self.table}.{name} {error}", where=shown) from error
+            object.__setattr__(self, name, value)
         self.check()
 
     def check(self) -> None:
@@ -140,10 +145,11 @@ class Row:
 
     def content(self) -> dict[str, Any]:
         """The fields that say something, as JSON values."""
+        cls: Any = type(self)
         said = {
-            s.name: getattr(self, s.name)
-            for s in fields(self)
-            if s.name != "extra" and getattr(self, s.name) != _default(s)
+            name: getattr(self, name)
+            for name, _, default in _specs(cls)
+            if name != "extra" and getattr(self, name) != default
         }
         return {**self.extra, **said}
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from kdsl.runtime.records import keys
 from kdsl.runtime.records.keys import Key
+from kdsl.runtime.records.rows import Workload
 from kdsl.runtime.records.select import Standing, Trial, ranked
 from kdsl.runtime.records.sources import Source
 
@@ -31,46 +32,64 @@ def gather(wanted: Key, sources: Sequence[Source], limit: float) -> list[Group]:
 
     Nothing beyond the limit is of use but to explain a miss.
     """
-    known = {w.id: w for source in sources for w in source.workloads(wanted.workload.op)}
-    parts = set(keys.hard(wanted.workload).items())
-    boxes = keys.buckets(wanted.workload)
+    op, program = wanted.workload.op, wanted.workload.program
     condemned = {binary for source in sources for binary in source.condemned()}
+    for among in (program, None):  # other programs are looked at only after a miss
+        known = {w.id: w for source in sources for w in source.workloads(op, among)}
+        found = _nearest(wanted, known.values(), sources, condemned, limit)
+        if found:
+            return found
+    return []
+
+
+def _nearest(
+    wanted: Key,
+    workloads: Collection[Workload],
+    sources: Sequence[Source],
+    condemned: Collection[str],
+    limit: float,
+) -> list[Group]:
+    parts = set(keys.hard(wanted.workload).items())
     apart = {
         w.id: (len(parts ^ set(keys.hard(w).items())), keys.distance(wanted.workload, w), w.id)
-        for w in known.values()
+        for w in workloads
     }
     found: list[Group] = []
-    for workload in sorted(known.values(), key=lambda w: apart[w.id]):
+    for workload in sorted(workloads, key=lambda w: apart[w.id]):
         differing, distance, _ = apart[workload.id]
         if found and (differing or distance > limit):
             break
-        sets: defaultdict[tuple[str, str], dict[str, Trial]] = defaultdict(dict)
-        for trial in (t for source in sources for t in source.trials(workload.id)):
-            sets[trial.device.id, trial.toolchain.id][trial.measurement.id] = trial
-        for trials in sets.values():
-            one = next(iter(trials.values()))
-            key = Key(workload, one.device, one.toolchain)
-            for kind in ("measured", "predicted"):
-                # What was measured to be wrong speaks against predictions, too.
-                standings = ranked(
-                    [
-                        t
-                        for t in trials.values()
-                        if t.measurement.kind == kind or t.measurement.status == "wrong"
-                    ],
-                    condemned,
-                )
-                if standings:
-                    found.append(
-                        Group(
-                            key,
-                            kind,
-                            standings,
-                            math.inf if differing else distance,
-                            not differing and boxes == keys.buckets(workload),
-                            keys.changes(wanted, key),
-                        )
-                    )
+        away = math.inf if differing else distance
+        found += _of_workload(wanted, workload, sources, condemned, away)
+    return found
+
+
+def _of_workload(
+    wanted: Key,
+    workload: Workload,
+    sources: Sequence[Source],
+    condemned: Collection[str],
+    distance: float,
+) -> list[Group]:
+    sets: defaultdict[tuple[str, str], dict[str, Trial]] = defaultdict(dict)
+    for trial in (t for source in sources for t in source.trials(workload.id)):
+        sets[trial.device.id, trial.toolchain.id][trial.measurement.id] = trial
+    same_key = distance < math.inf and keys.buckets(wanted.workload) == keys.buckets(workload)
+    found = []
+    for trials in sets.values():
+        one = next(iter(trials.values()))
+        key = Key(workload, one.device, one.toolchain)
+        for kind in ("measured", "predicted"):
+            # What was measured to be wrong speaks against predictions, too.
+            of_kind = [
+                t
+                for t in trials.values()
+                if t.measurement.kind == kind or t.measurement.status == "wrong"
+            ]
+            standings = ranked(of_kind, condemned)
+            if standings:
+                changes = keys.changes(wanted, key)
+                found.append(Group(key, kind, standings, distance, same_key, changes))
     return found
 
 

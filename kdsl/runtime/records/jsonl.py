@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from kdsl.errors import StoreError
 from kdsl.runtime.records.form import Row, dumps
@@ -39,32 +39,59 @@ def write(rows: Iterable[Row]) -> Iterator[str]:
         yield row.line() + "\n"
 
 
+class Raw(NamedTuple):
+    """A line taken apart, its content not yet looked at."""
+
+    table: str
+    said_id: str
+    content: dict[str, Any]
+
+    def row(self) -> Row:
+        """The row; raises :class:`~kdsl.errors.StoreError` if it is none, or not of that id."""
+        row = from_content(self.table, self.content)
+        if self.said_id not in ("", row.id):
+            raise StoreError(f"{self.table}: content and id do not belong together")
+        return row
+
+
 def read(stream: IO[bytes], file: str) -> Iterator[tuple[int, Row | Problem]]:
     """Line numbers with their rows, or with what is wrong with the line.
 
     Raises :class:`~kdsl.errors.StoreError` for a file that a newer version wrote.
     """
-    for number, raw in enumerate(_lines(stream), start=1):
-        if raw is None:
+    for number, found in read_raw(stream, file):
+        try:
+            yield number, found if isinstance(found, Problem) else found.row()
+        except StoreError as error:
+            yield number, Problem(file, number, error.what[:300])
+
+
+def read_raw(stream: IO[bytes], file: str) -> Iterator[tuple[int, Raw | Problem]]:
+    """Like :func:`read`, but leaves rows unmade and unchecked."""
+    for number, line in enumerate(_lines(stream), start=1):
+        if line is None:
             yield number, Problem(file, number, f"longer than {LINE_LIMIT} bytes")
             continue
-        if not raw.strip():
+        if not line.strip():
             continue
         try:
-            row = _parse(raw, file)
+            content = json.loads(
+                line.decode(), object_pairs_hook=_pairs, parse_constant=_no_constant
+            )
+            table, said = content.pop("table"), content.pop("id", "")
         except UnicodeDecodeError:
             yield number, Problem(file, number, "is not UTF-8")
         except (ValueError, RecursionError) as error:
             yield number, Problem(file, number, f"is not JSON as it should be: {error}"[:300])
-        except _Unusable as error:
-            yield number, Problem(file, number, str(error)[:300])
+        except (AttributeError, TypeError, KeyError):
+            yield number, Problem(file, number, "is no JSON object that names its table")
         else:
-            if row is not None:
-                yield number, row
-
-
-class _Unusable(Exception):
-    pass
+            if table == "meta":
+                check_version(content.get("schema_version"), file)
+            elif isinstance(table, str) and isinstance(said, str):
+                yield number, Raw(table, said, content)
+            else:
+                yield number, Problem(file, number, "names table or id by something else than text")
 
 
 def _lines(stream: IO[bytes]) -> Iterator[bytes | None]:
@@ -85,25 +112,6 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
-
-
-def _parse(raw: bytes, file: str) -> Row | None:
-    content = json.loads(raw.decode(), object_pairs_hook=_pairs, parse_constant=_no_constant)
-    if not isinstance(content, dict):
-        raise _Unusable("is no JSON object")
-    table, said = content.pop("table", None), content.pop("id", None)
-    if table == "meta":
-        check_version(content.get("schema_version"), file)
-        return None
-    if not isinstance(table, str):
-        raise _Unusable("names no table")
-    try:
-        row = from_content(table, content)
-    except StoreError as error:
-        raise _Unusable(error.what) from error
-    if said is not None and said != row.id:
-        raise _Unusable(f"{table}: content and id do not belong together")
-    return row
 
 
 def check_version(version: Any, where: str) -> None:

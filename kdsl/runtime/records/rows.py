@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -215,20 +216,26 @@ TABLES: Mapping[str, type[Row]] = MappingProxyType(
 """Row classes by table, referents before those who refer to them."""
 
 
+@cache
+def _names(cls: Any) -> frozenset[str]:
+    return frozenset(spec.name for spec in fields(cls)) - {"extra"}
+
+
 def from_content(table: str, content: Mapping[str, Any]) -> Row:
     """A row of fields by name; unknown names go to ``extra``."""
-    cls = TABLES.get(table)
+    cls: Any = TABLES.get(table)
     if cls is None:
         raise StoreError(f"unknown table {table[:80]!r}", hint=", ".join(TABLES))
-    names = {spec.name for spec in fields(cls)} - {"extra"}
+    names = _names(cls)
     extra = {key: value for key, value in content.items() if key not in names}
     odd = [key for key in extra if not re.fullmatch(r"[a-z][a-z0-9_]{0,40}", key)]
     if odd or "extra" in extra or "id" in extra:
         raise StoreError(f"{table}: a field cannot be called {(odd or ['extra'])[0][:80]!r}")
     try:
-        return cls(**{k: v for k, v in content.items() if k in names}, extra=extra)
+        row: Row = cls(**{k: v for k, v in content.items() if k in names}, extra=extra)
     except TypeError as error:  # a required field is missing
         raise StoreError(f"{table}: {str(error).rpartition('() ')[2]}") from error
+    return row
 
 
 def now() -> str:

@@ -13,15 +13,22 @@ from typing import Protocol, cast
 
 from kdsl.runtime.records import jsonl, sqlite
 from kdsl.runtime.records.form import Row
-from kdsl.runtime.records.rows import Candidate, Device, Measurement, Toolchain, Workload
+from kdsl.runtime.records.rows import (
+    Candidate,
+    Device,
+    Measurement,
+    Toolchain,
+    Workload,
+    from_content,
+)
 from kdsl.runtime.records.select import Trial
 
 
 class Source(Protocol):
     """What a look-up needs of a store; it only reads."""
 
-    def workloads(self, op: str) -> Iterable[Workload]:
-        """Every workload of an operation."""
+    def workloads(self, op: str, program: str | None = None) -> Iterable[Workload]:
+        """Every workload of an operation, or of one program of it."""
 
     def trials(self, workload_id: str) -> Iterable[Trial]:
         """Every outcome for a workload, of both kinds and all statuses."""
@@ -31,36 +38,74 @@ class Source(Protocol):
 
 
 class MemorySource:
-    """Rows in memory, as read from JSONL. A measurement that refers to nothing is left out."""
+    """Rows in memory. A measurement that refers to nothing is left out.
 
-    def __init__(self, rows: Iterable[Row], problems: Iterable[jsonl.Problem] = ()) -> None:
+    Rows of ``raw`` lines are made when they are asked for, under the ids that they claim.
+    """
+
+    def __init__(
+        self,
+        rows: Iterable[Row] = (),
+        *,
+        raw: Iterable[jsonl.Raw] = (),
+        problems: Iterable[jsonl.Problem] = (),
+    ) -> None:
         self.problems = tuple(problems)
-        self._rows = {row.id: row for row in rows}
-        self._of: defaultdict[str, list[Measurement]] = defaultdict(list)
+        self._made: dict[str, Row] = {}
+        self._raw: dict[str, jsonl.Raw] = {}
+        self._of: defaultdict[str, list[str]] = defaultdict(list)
         self._condemned: set[str] = set()
-        for row in self._rows.values():
-            if isinstance(row, Measurement):
-                self._of[row.workload_id].append(row)
-                if row.status == "wrong" and row.binary_hash:
-                    self._condemned.add(row.binary_hash)
+        for row in rows:
+            self._made[row.id] = row
+            self._put(jsonl.Raw(row.table, row.id, row.content()))
+        for line in raw:
+            self._put(line if line.said_id else line._replace(said_id=line.row().id))
 
-    def workloads(self, op: str) -> list[Workload]:
-        """Every workload of an operation."""
-        return [r for r in self._rows.values() if isinstance(r, Workload) and r.op == op]
+    def _put(self, line: jsonl.Raw) -> None:
+        if line.said_id in self._raw:
+            return
+        self._raw[line.said_id] = line
+        if line.table == "measurement":
+            self._of[line.content.get("workload_id", "")].append(line.said_id)
+            if line.content.get("status") == "wrong" and line.content.get("binary_hash"):
+                self._condemned.add(line.content["binary_hash"])
+
+    def _get(self, table: str, row_id: str) -> Row | None:
+        if row_id not in self._raw or self._raw[row_id].table != table:
+            return None
+        if row_id not in self._made:
+            line = self._raw[row_id]
+            self._made[row_id] = from_content(line.table, line.content)
+        return self._made[row_id]
+
+    def workloads(self, op: str, program: str | None = None) -> list[Workload]:
+        """Every workload of an operation, or of one program of it."""
+        ids = [
+            row_id
+            for row_id, line in self._raw.items()
+            if line.table == "workload"
+            and line.content.get("op") == op
+            and program in (None, line.content.get("program"))
+        ]
+        return [cast(Workload, self._get("workload", row_id)) for row_id in ids]
 
     def trials(self, workload_id: str) -> list[Trial]:
         """Every outcome for a workload."""
         found = []
-        for row in self._of.get(workload_id, ()):
-            candidate = self._rows.get(row.candidate_id)
-            device = self._rows.get(row.device_id)
-            toolchain = self._rows.get(row.toolchain_id)
-            if (
-                isinstance(candidate, Candidate)
-                and isinstance(device, Device)
-                and isinstance(toolchain, Toolchain)
-            ):
-                found.append(Trial(row, candidate, device, toolchain))
+        for row_id in self._of.get(workload_id, ()):
+            row = cast(Measurement, self._get("measurement", row_id))
+            candidate = self._get("candidate", row.candidate_id)
+            device = self._get("device", row.device_id)
+            toolchain = self._get("toolchain", row.toolchain_id)
+            if candidate and device and toolchain:
+                found.append(
+                    Trial(
+                        row,
+                        cast(Candidate, candidate),
+                        cast(Device, device),
+                        cast(Toolchain, toolchain),
+                    )
+                )
         return found
 
     def condemned(self) -> set[str]:
@@ -75,24 +120,26 @@ class DatabaseSource:
         self._link, self._path = link, path
         self._seen: dict[str, Row] = {}
 
-    def _rows(self, table: str, where: str, value: str) -> list[Row]:
-        text = sqlite.sql(f"SELECT * FROM {table} WHERE {where} = ?")
+    def _rows(self, table: str, **where: str) -> list[Row]:
+        tests = " AND ".join(f"{name} = ?" for name in where)
+        text = sqlite.sql(f"SELECT * FROM {table} WHERE {tests}")
         with sqlite.guard(self._path):
-            found = self._link.execute(text, (value,)).fetchall()
+            found = self._link.execute(text, tuple(where.values())).fetchall()
         return [sqlite.from_columns(table, row) for row in found]
 
     def _one(self, table: str, row_id: str) -> Row:
         if row_id not in self._seen:
-            self._seen[row_id] = self._rows(table, "id", row_id)[0]
+            self._seen[row_id] = self._rows(table, id=row_id)[0]
         return self._seen[row_id]
 
-    def workloads(self, op: str) -> list[Workload]:
-        """Every workload of an operation."""
-        return cast(list[Workload], self._rows("workload", "op", op))
+    def workloads(self, op: str, program: str | None = None) -> list[Workload]:
+        """Every workload of an operation, or of one program of it."""
+        where = {"op": op} if program is None else {"op": op, "program": program}
+        return cast(list[Workload], self._rows("workload", **where))
 
     def trials(self, workload_id: str) -> list[Trial]:
         """Every outcome for a workload."""
-        found = cast(list[Measurement], self._rows("measurement", "workload_id", workload_id))
+        found = cast(list[Measurement], self._rows("measurement", workload_id=workload_id))
         return [
             Trial(
                 row,
@@ -116,21 +163,21 @@ def shipped() -> MemorySource:
 
     Lines that cannot be used are in ``problems``.
     """
-    rows: list[Row] = []
+    lines: list[jsonl.Raw] = []
     problems: list[jsonl.Problem] = []
     try:
         folder = files("kdsl.tuning_db")
     except ModuleNotFoundError:
-        return MemorySource(())
+        return MemorySource()
     for entry in sorted(folder.iterdir(), key=lambda e: e.name):
         if entry.name.endswith(".jsonl"):
             with entry.open("rb") as stream:
-                for _, found in jsonl.read(stream, entry.name):
-                    if isinstance(found, Row):
-                        rows.append(found)
+                for _, found in jsonl.read_raw(stream, entry.name):
+                    if isinstance(found, jsonl.Raw):
+                        lines.append(found)
                     else:
                         problems.append(found)
-    return MemorySource(rows, problems)
+    return MemorySource(raw=lines, problems=problems)
 
 
 @contextmanager

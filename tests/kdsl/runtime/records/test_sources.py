@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 from kdsl.errors import StoreError
-from kdsl.runtime.records import Candidate, Device, Toolchain, Workload, jsonl, sources, sqlite
+from kdsl.runtime.records import (
+    Candidate,
+    Device,
+    Measurement,
+    Row,
+    Toolchain,
+    Workload,
+    jsonl,
+    sources,
+    sqlite,
+)
 from kdsl.runtime.records.sources import MemorySource, default_sources
 
 
@@ -60,8 +70,21 @@ def test_no_database_is_no_error(tmp_path: Path) -> None:
 
 
 def test_shipped_files_are_sound() -> None:
-    """Every line of every shipped file is read: rows by content, none refused."""
+    """Every line of every shipped file is a row under the id it claims, and refers to rows there.
+
+    A look-up trusts shipped files for speed, so this is where they are checked.
+    """
     assert sources.shipped().problems == ()
+    for entry in sources.files("kdsl.tuning_db").iterdir():
+        if entry.name.endswith(".jsonl"):
+            with entry.open("rb") as stream:
+                found = [row for _, row in jsonl.read(stream, entry.name)]
+            rows = {row.id: row for row in found if isinstance(row, Row)}
+            assert len(rows) == len(found), [p for p in found if isinstance(p, jsonl.Problem)]
+            for row in rows.values():
+                if isinstance(row, Measurement):
+                    ids = (row.workload_id, row.device_id, row.toolchain_id, row.candidate_id)
+                    assert {*ids, row.run_id} <= rows.keys()
 
 
 def test_shipped_files_are_read_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,3 +112,29 @@ def test_dangling_rows_are_left_out() -> None:
         ]
     )
     assert source.trials(workload.id) == source.trials("no such id") == []
+
+
+def test_a_row_in_two_files_is_one_row() -> None:
+    """Reading the same lines twice, or as rows and as lines, gives each trial once."""
+    device, tools = Device(name="h100", cc=90, sms=132), Toolchain(kdsl="0")
+    workload = Workload(op="attention", program="p", dtypes={}, dims={})
+    candidate = Candidate(space_hash="", params={})
+    row = Measurement(
+        workload_id=workload.id,
+        device_id=device.id,
+        toolchain_id=tools.id,
+        candidate_id=candidate.id,
+        run_id="0",
+        kind="measured",
+        status="wrong",
+        reason="off",
+        binary_hash="beef",
+        created="",
+    )
+    rows: list[Row] = [device, tools, workload, candidate, row]
+    raw = [jsonl.Raw(r.table, r.id, r.content()) for r in rows]
+    unnamed = [line._replace(said_id="") for line in raw]
+    source = MemorySource(rows, raw=[*raw, *unnamed, *raw])
+    assert [t.measurement for t in source.trials(workload.id)] == [row]
+    assert source.condemned() == {"beef"}
+    assert MemorySource(raw=raw).trials(workload.id) == source.trials(workload.id)

@@ -1,0 +1,28 @@
+"""Which GPUs are here and how they are measured: the one place where tests put others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kdsl.autotune.compiling import CompilePool
+from kdsl.autotune.measuring import Card
+from kdsl.autotune.measuring.present import Present, devices
+from kdsl.targets import Target
+
+
+class Hardware:
+    """The real machine."""
+
+    def present(self, target: Target) -> Present | None:
+        """The first GPU here of that model."""
+        return next((d for d in devices() if d.target.name == target.name), None)
+
+    def card(self, found: Present) -> Card:
+        """What the measuring process drives."""
+        from kdsl.autotune.measuring.cuda import CudaCard
+
+        return CudaCard(found.index)
+
+    def pool(self, jobs: int, environment: Mapping[str, str]) -> CompilePool:
+        """What compiles."""
+        return CompilePool(jobs, environment=environment)

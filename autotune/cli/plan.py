@@ -1,0 +1,128 @@
+"""From a parsed command line to what is to be done."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from kdsl import targets, workloads
+from kdsl.autotune.cli.arguments import Usage, default_jobs, tune_parser
+from kdsl.autotune.session import job as jobs
+from kdsl.autotune.session.budget import Budget
+from kdsl.autotune.session.job import Job
+from kdsl.autotune.store import Store
+from kdsl.errors import KdslError
+from kdsl.runtime.records import Run
+from kdsl.targets import Target
+
+PROGRAM = ("python", "-m", "autotune")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A command line, understood. ``jobs`` pairs names with what makes them."""
+
+    target: Target
+    jobs: tuple[tuple[str, Callable[[], Job]], ...]
+    budget: Budget | None
+    seed: int
+    processes: int
+    storage: Path | None
+    require_device: bool
+    words: tuple[str, ...]
+    """The command line again, in one order, without the database's place."""
+
+    @property
+    def command(self) -> str:
+        """The whole command."""
+        return shlex.join([*PROGRAM, *self.words])
+
+
+@contextmanager
+def understanding() -> Iterator[None]:
+    """Within it a fault is one of the command line."""
+    try:
+        yield
+    except KdslError as error:
+        raise Usage(error.what, where=error.where, hint=error.hint) from error
+
+
+def understood(given: argparse.Namespace) -> Plan:
+    """The plan of a parsed command line; Usage for unknown names and wrong budgets."""
+    with understanding():
+        if given.resume:
+            given = _resumed(given)
+        return _understood(given)
+
+
+def _understood(given: argparse.Namespace) -> Plan:
+    if given.gpu is None:
+        raise Usage("--gpu is missing", hint="python -m autotune --gpu a100; --help lists them")
+    if given.tables is not None and given.spec is None:
+        raise Usage("--tables belongs to --spec", hint="--spec my.json --tables my.npz")
+    if given.jobs is not None and given.jobs < 1:
+        raise Usage(f"--jobs {given.jobs}", hint="1 or more")
+    target = targets.get(given.gpu)
+    todo: list[tuple[str, Callable[[], Job]]] = []
+    if given.spec is not None:
+        own = jobs.from_file(given.spec, given.tables)
+        todo.append((own.name, lambda: own))
+    asked = given.workload or ([] if given.spec is not None else list(workloads.names()))
+    names = [workloads.get(name).name for name in dict.fromkeys(asked)]
+    todo += [(name, partial(jobs.from_catalogue, name)) for name in names]
+    return Plan(
+        target=target,
+        jobs=tuple(todo),
+        budget=Budget.parse(given.budget) if given.budget is not None else None,
+        seed=0 if given.seed is None else given.seed,
+        processes=given.jobs or default_jobs(),
+        storage=given.storage,
+        require_device=given.require_device,
+        words=tuple(_words(given)),
+    )
+
+
+def _words(given: argparse.Namespace) -> list[str]:
+    out = ["--gpu", given.gpu]
+    for name in given.workload or ():
+        out += ["--workload", name]
+    for option in ("spec", "tables"):
+        path: Path | None = getattr(given, option)
+        if path is not None:
+            out += [f"--{option}", str(path.absolute())]
+    for option in ("budget", "seed", "jobs"):
+        if getattr(given, option) is not None:
+            out += [f"--{option}", str(getattr(given, option))]
+    return [*out, "--require-device"] if given.require_device else out
+
+
+def _resumed(given: argparse.Namespace) -> argparse.Namespace:
+    """The command line of the last run that was cut off, with what is given now over it."""
+    with Store(given.storage) as store:
+        rows = [row for row in store.rows() if isinstance(row, Run)]
+    whole = {row.closes for row in rows if row.closes and row.complete}
+    cut_off = [row for row in rows if not row.closes and row.id not in whole]
+    for row in sorted(cut_off, key=lambda r: (r.started, r.id), reverse=True):
+        words = shlex.split(row.command)
+        if tuple(words[: len(PROGRAM)]) != PROGRAM:
+            continue
+        old = tune_parser().parse_args(words[len(PROGRAM) :])
+        if given.gpu is not None and targets.get(given.gpu) != targets.get(old.gpu):
+            continue
+        for name, value in vars(given).items():
+            if value not in (None, False):
+                setattr(old, name, value)
+        for name in ("spec", "tables"):
+            path: Path | None = getattr(old, name)
+            if path is not None:
+                # Home folders are not written into rows.
+                setattr(old, name, path.expanduser())
+        return old
+    if given.gpu is None:
+        raise Usage("no run was cut off, so there is nothing to go on with", hint="--gpu NAME")
+    return given

@@ -1,0 +1,146 @@
+"""Optuna's TPE, driven by ask and tell.
+
+The study lives in memory and is rebuilt from the database's rows, so there is no second state that
+could contradict them; another storage can be given where several drivers share a study.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.trial import Trial, TrialState
+
+from kdsl.autotune.search.space import Params, Point, Space, point
+
+FAILED = 2.5
+"""What a failure is told as: twelve times slower than the default, beside the broken constraint."""
+FRUITLESS = 64
+"""Proposals in a row that were known or illegal, after which the best guess is taken instead."""
+STARTUP = 10
+
+
+class Guided:
+    """TPE over a space. Orders of numbers become integers, so that neighbours stay neighbours."""
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        first: Sequence[Params],
+        prior: Callable[[Params], float],
+        seed: int,
+        storage: optuna.storages.BaseStorage | None = None,
+    ) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.space, self.prior = space, prior
+        self.random = random.Random(seed)
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
+        self.study = optuna.create_study(storage=storage, sampler=sampler)
+        self.axes: dict[str, BaseDistribution] = {
+            name: _axis(values) for name, values in space.choices.items() if len(values) > 1
+        }
+        self._told: dict[Point, float | None] = {}
+        self._asked: dict[Point, Trial] = {}
+        self._first = [dict(p) for p in reversed(first)]
+
+    def ask(self) -> Params | None:
+        """A legal point that was neither proposed nor told."""
+        for _ in range(FRUITLESS):
+            if self._first:
+                params = self._first.pop()
+                if self._fresh(params):
+                    return self._take(params)
+                continue
+            trial = self.study.ask(self.axes)
+            params = self._decode(trial.params)
+            if self._settled(trial, params):
+                continue
+            self._asked[point(params)] = trial
+            return params
+        guess = self._guess()
+        return None if guess is None else self._take(guess)
+
+    def tell(self, params: Params, cost: float | None) -> None:
+        """Give a value to the trial it came from, or add one."""
+        at = point(params)
+        self._told[at] = cost
+        trial = self._asked.pop(at, None)
+        if trial is None:
+            if not self._on_axes(params):
+                return
+            self.study.enqueue_trial(self._encode(params))
+            trial = self.study.ask(self.axes)
+        self._finish(trial, cost)
+
+    def _take(self, params: Params) -> Params:
+        self.study.enqueue_trial(self._encode(params))
+        self._asked[point(params)] = self.study.ask(self.axes)
+        return params
+
+    def _fresh(self, params: Params) -> bool:
+        return point(params) not in self._told and point(params) not in self._asked
+
+    def _settled(self, trial: Trial, params: Params) -> bool:
+        """Whether a proposal needs no trying, and is told what is known about it."""
+        at = point(params)
+        if at in self._told:
+            self._finish(trial, self._told[at])
+        elif at in self._asked:
+            self.study.tell(trial, state=TrialState.FAIL)  # its value is on the way
+        elif self.space.why_not(params) is not None:
+            self._finish(trial, None)
+        else:
+            return False
+        return True
+
+    def _finish(self, trial: Trial, cost: float | None) -> None:
+        if cost is None and hasattr(trial, "set_constraint"):
+            trial.set_constraint("runs", 1.0)
+        self.study.tell(trial, FAILED if cost is None else cost)
+
+    def _guess(self) -> Params | None:
+        if self.space.points is not None:
+            left = [p for p in self.space.points if self._fresh(p)]
+            return min(left, key=lambda p: (self.prior(p), point(p)), default=None)
+        for _ in range(1000):
+            params = {n: self.random.choice(v) for n, v in self.space.choices.items()}
+            if self._fresh(params) and self.space.why_not(params) is None:
+                return params
+        return None
+
+    def _on_axes(self, params: Params) -> bool:
+        """Whether an older row's configuration lies in this space."""
+        choices = self.space.choices
+        return params.keys() == choices.keys() and all(params[n] in choices[n] for n in choices)
+
+    def _encode(self, params: Params) -> dict[str, Any]:
+        out = {}
+        for name, axis in self.axes.items():
+            ordered = _ordered(self.space.choices[name])
+            is_index = isinstance(axis, IntDistribution)
+            out[name] = ordered.index(params[name]) if is_index else params[name]
+        return out
+
+    def _decode(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        out = {}
+        for name, values in self.space.choices.items():
+            if name not in self.axes:
+                out[name] = values[0]
+            elif isinstance(self.axes[name], IntDistribution):
+                out[name] = _ordered(values)[found[name]]
+            else:
+                out[name] = found[name]
+        return out
+
+
+def _axis(values: tuple[Any, ...]) -> BaseDistribution:
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    return IntDistribution(0, len(values) - 1) if numbers else CategoricalDistribution(values)
+
+
+def _ordered(values: tuple[Any, ...]) -> list[Any]:
+    return sorted(values)

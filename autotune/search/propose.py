@@ -1,0 +1,64 @@
+"""The search behind one interface: a list in a good order, or Optuna."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+from kdsl.autotune.search.space import Params, Point, Space, point
+
+
+class Search(Protocol):
+    """Says what to try next, and is told what came of it.
+
+    Never proposes an illegal point, nor one that it was told about or proposed before.
+    """
+
+    def ask(self) -> Params | None:
+        """A configuration to try, or None when there is nothing left."""
+
+    def tell(self, params: Params, cost: float | None) -> None:
+        """What came of one, proposed here or known before: lower is better, None a failure."""
+
+
+def make_search(
+    space: Space,
+    *,
+    first: Sequence[Params],
+    prior: Callable[[Params], float],
+    limit: int | None,
+    seed: int,
+) -> Search:
+    """A list where the whole legal space is within ``limit``, otherwise Optuna's TPE.
+
+    ``first`` are tried first, in this order; ``prior`` is a guess at the cost.
+    """
+    legal_first = [p for p in first if space.why_not(p) is None]
+    if space.points is not None and limit is not None and len(space.points) <= limit:
+        return Listed([*legal_first, *sorted(space.points, key=lambda p: (prior(p), point(p)))])
+    from kdsl.autotune.search.guided import Guided
+
+    return Guided(space, first=legal_first, prior=prior, seed=seed)
+
+
+class Listed:
+    """Tries a list from its beginning."""
+
+    def __init__(self, candidates: Iterable[Params]) -> None:
+        self._waiting: dict[Point, Params] = {}
+        for params in candidates:
+            self._waiting.setdefault(point(params), params)
+        self._order = list(reversed(self._waiting))
+
+    def ask(self) -> Params | None:
+        """The next one that is not known."""
+        while self._order:
+            params = self._waiting.pop(self._order.pop(), None)
+            if params is not None:
+                return params
+        return None
+
+    def tell(self, params: Params, cost: float | None) -> None:
+        """Cross it off."""
+        del cost
+        self._waiting.pop(point(params), None)

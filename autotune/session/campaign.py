@@ -1,0 +1,128 @@
+"""All workloads of a run, one after the other."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from kdsl.autotune.compiling import CompilePool
+from kdsl.autotune.measuring import Bench
+from kdsl.autotune.session.budget import Budget
+from kdsl.autotune.session.evaluate import Evaluator, Measurer, Predictor
+from kdsl.autotune.session.job import Job
+from kdsl.autotune.session.ledger import Ledger
+from kdsl.autotune.session.tuner import Tally, Watch, WorkloadTuner
+from kdsl.autotune.store import Store
+from kdsl.runtime import keying
+from kdsl.runtime.records import Device, Key, Run
+from kdsl.targets import Target
+
+
+class Lab(Protocol):
+    """Where times come from: a GPU, or a model of one that is not here."""
+
+    def evaluator(self, job: Job, seed: int) -> Evaluator:
+        """For one workload."""
+
+    def key(self, job: Job) -> Key:
+        """What its rows are filed under."""
+
+
+@dataclass(frozen=True)
+class AbsentGpu:
+    """Predictions alone."""
+
+    target: Target
+
+    def evaluator(self, job: Job, seed: int) -> Evaluator:
+        """Predicts."""
+        del seed
+        return Predictor(job, self.target)
+
+    def key(self, job: Job) -> Key:
+        """Data sheet and the compiler here."""
+        return keying.key_for(job.tunable, self.target)
+
+
+@dataclass(frozen=True)
+class PresentGpu:
+    """Measurements through a process on the GPU."""
+
+    target: Target
+    bench: Bench
+
+    def evaluator(self, job: Job, seed: int) -> Evaluator:
+        """Measures."""
+        return Measurer(job, self.target, self.bench, seed)
+
+    def key(self, job: Job) -> Key:
+        """The card at hand and all versions that its times depend on."""
+        facts = self.bench.facts
+        versions = {"driver": facts.driver, "cuda": facts.cuda, "torch": facts.torch}
+        versions |= {"triton": facts.triton} if facts.triton else {}
+        device = Device.of(self.target, power_cap_w=facts.power_cap_w)
+        return Key(keying.workload(job.tunable), device, keying.toolchain(job.tunable, **versions))
+
+
+class Campaign:
+    """Tunes jobs in turn; each gets its share of the time that is left.
+
+    ``jobs`` are made when their turn comes, since a large mask takes seconds to read.
+    """
+
+    def __init__(
+        self,
+        lab: Lab,
+        target: Target,
+        pool: CompilePool,
+        store: Store,
+        watch: Watch,
+        *,
+        budget: Budget,
+        seed: int = 0,
+    ) -> None:
+        self.lab, self.target, self.pool, self.store = lab, target, pool, store
+        self.watch, self.budget, self.seed = watch, budget, seed
+        self.tallies: list[Tally] = []
+
+    def run(self, run: Run, jobs: Sequence[Callable[[], Job]]) -> list[Tally]:
+        """Every job; what is done stands in ``tallies`` when this is interrupted, too."""
+        end = None if self.budget.seconds is None else time.monotonic() + self.budget.seconds
+        for number, make in enumerate(jobs):
+            until = None
+            if end is not None:
+                now = time.monotonic()
+                until = now + max(end - now, 0.0) / (len(jobs) - number)
+            self._one(run, make(), until)
+        return self.tallies
+
+    def _one(self, run: Run, job: Job, until: float | None) -> None:
+        evaluator = self.lab.evaluator(job, self.seed)
+        space = keying.space_hash(job.tunable.space(self.target))
+        default = job.tunable.default(self.target)
+        ledger = Ledger(self.store, run, self.lab.key(job), space, evaluator.kind, default)
+        tuner = WorkloadTuner(
+            job,
+            self.target,
+            evaluator,
+            self.pool,
+            ledger,
+            self.watch,
+            limit=self.budget.candidates,
+            until=until,
+            seed=self.seed,
+        )
+        self.tallies.append(tuner.tally)
+        tuner.run()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """New candidates by status, and the points that the static model refused."""
+        total: Counter[str] = Counter()
+        for tally in self.tallies:
+            total.update(tally.fresh)
+            total["illegal"] += tally.illegal
+        return dict(total)

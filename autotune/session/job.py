@@ -1,0 +1,74 @@
+"""What there is to tune: a workload of the catalogue, or a spec from a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdsl import workloads
+from kdsl.errors import InputError
+from kdsl.runtime.tunable import Tunable
+from kdsl.runtime.tunables import tunable_for
+from kdsl.specs import Spec, from_json
+
+Tables = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A named tunable with the values of all its tables."""
+
+    name: str
+    tunable: Tunable = field(repr=False)
+    tables: Tables = field(repr=False)
+
+
+def from_catalogue(name: str) -> Job:
+    """A workload of the catalogue with its sample tables; SpecError lists the known ones."""
+    workload = workloads.get(name)
+    return make(name, workload.spec, workload.sample())
+
+
+def from_file(spec_path: Path, tables_path: Path | None = None) -> Job:
+    """A spec from its canonical JSON, and arrays by table name from an ``.npz`` file."""
+    try:
+        spec = from_json(json.loads(spec_path.read_text()))
+    except OSError as error:
+        raise InputError(f"--spec {spec_path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise InputError(
+            f"--spec {spec_path} is no spec: {type(error).__name__}: {error}",
+            hint="a file written with json.dumps(spec.to_json())",
+        ) from error
+    tables: dict[str, npt.NDArray[Any]] = {}
+    if tables_path is not None:
+        try:
+            with np.load(tables_path, allow_pickle=False) as held:
+                tables = {name: held[name] for name in held.files}
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"--tables {tables_path} cannot be read: {error}",
+                hint="a file written with numpy.savez(path, name=array)",
+            ) from error
+    return make(spec_path.stem, spec, tables)
+
+
+def make(name: str, spec: Spec, tables: Tables) -> Job:
+    """A job; InputError names the table whose values are missing."""
+    values: dict[str, npt.NDArray[Any]] = {}
+    for table in spec.tables:
+        given = table.values if table.values is not None else tables.get(table.name)
+        if given is None:
+            raise InputError(
+                f"{name}: table {table.name!r} has no values, and a kernel is tuned on real ones",
+                where=repr(table),
+                hint=f"--tables FILE.npz with an array {table.name!r} of shape {table.shape}",
+            )
+        values[table.name] = table.checked(given)
+    return Job(name, tunable_for(spec, values), values)
