@@ -13,6 +13,8 @@ from kdsl.expr.tables import Table
 from kdsl.grid import Grid
 from kdsl.kernels.permute.config import Config, candidates, default
 from kdsl.kernels.permute.launch import Runner, result_shapes
+from kdsl.kernels.permute.runner import plain
+from kdsl.kernels.permute.tunable import PermuteTunable
 from kdsl.layouts import Layout
 from kdsl.orders import Order, PerHead
 from kdsl.reference.permute import permute
@@ -86,21 +88,12 @@ def bits(x: Any) -> Any:
 
 
 def truth(spec: Permute, x: Any) -> Any:
-    """The same on the GPU for large finite inputs, in operations that torch rounds as IEEE does."""
-    index = torch.from_numpy(spec.order.index()).to(x.device)
-    moved = x.index_select(2, index)
-    if spec.layout is None:
-        return moved
-    values = moved.float()
-    tokens, channels = (g or n for g, n in zip(spec.layout.group, values.shape[2:], strict=True))
-    beyond = -values.shape[2] % tokens
-    padded = torch.nn.functional.pad(values, (0, 0, 0, beyond))
-    groups = padded.unflatten(3, (-1, channels)).unflatten(2, (-1, tokens))
-    # A tensor on the device: a Python number would become a product with its reciprocal.
-    scale = groups.abs().amax((3, 5)) / torch.tensor(127.0, device=x.device)
-    codes = (groups / scale[:, :, :, None, :, None]).round().to(torch.int8)
-    codes = codes.flatten(4, 5).flatten(2, 3)[:, :, : values.shape[2]]
-    return codes, scale
+    """The same for large inputs, in plain torch on the GPU (exact: see test_runner.py)."""
+    index = torch.from_numpy(spec.order.index()).cuda().expand(spec.heads, -1)
+    rows = [[plain(spec, item[h], index[h]) for h in range(spec.heads)] for item in x]
+    results = range(len(rows[0][0]))
+    out = tuple(torch.stack([torch.stack([h[i] for h in item]) for item in rows]) for i in results)
+    return out if spec.layout else out[0]
 
 
 def same(found: Any, want: Any) -> bool:
@@ -208,18 +201,10 @@ def test_a_whole_model(layout: str) -> None:
     )
     spec = spec_of(order, layout)
     x = draw(spec, 1)
-    index = spec.order.index()
-    want = [
-        truth(Permute(tokens=WAN, heads=1, head_dim=128, order=o, layout=spec.layout), x[:, [h]])
-        for h, o in enumerate(order.orders)
-    ]
-    assert index.shape == (12, WAN.tokens)
+    want = truth(spec, x)
     runner = Runner(spec, default(spec))
     for _ in range(5):
-        found = runner(x, out=poisoned(spec, 1))
-        for head, one in enumerate(want):
-            mine = tuple(f[:, [head]] for f in found) if spec.layout else found[:, [head]]
-            assert same(mine, one)
+        assert same(runner(x, out=poisoned(spec, 1)), want)
 
 
 def test_many_units_that_wait_for_each_other() -> None:
@@ -269,6 +254,21 @@ def test_more_elements_than_32_bits_count(layout: str) -> None:
             tokens=line, heads=1, head_dim=128, order=orders.identity(line), layout=spec.layout
         )
         assert same(tuple(f[:, :, rows] for f in found), truth(one, part))
+
+
+@pytest.mark.parametrize("layout", ["none", "token", "block", "tensor"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_the_tuner_drives(layout: str, dtype: str) -> None:
+    """Both families of inputs pass its check on poisoned results, and what is not written fails."""
+    order = orders.per_head([orders.cubes(GRID, (2, 4, 5)), orders.axes(GRID, "WHF")])
+    tunable = PermuteTunable(spec_of(order, layout, dtype), batch=2)
+    runner = tunable.make_runner(torch.device("cuda"), lambda text: text)
+    for family in runner.families:
+        runner.prepare(family, 1)
+        runner.poison()
+        assert not runner.check().right
+        runner.run(default(tunable.spec).to_json())
+        assert runner.check().right
 
 
 @pytest.mark.parametrize("layout", ["none", "token", "block", "channel"])
