@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,9 @@ from kdsl.kernels.permute.launch import plan, scratch_words
 from kdsl.specs import Permute
 from kdsl.targets import Target
 from kdsl.work import AheadOfTime, Work
+
+if TYPE_CHECKING:
+    from kdsl.kernels.permute.runner import PermuteRunner
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,28 @@ class PermuteTunable:
         del target
         options = {"nvrtc": nvrtc.OPTIONS}
         return AheadOfTime(self.source(params), generate.entry(self.spec), {}, {}, (), options)
+
+    @property
+    def template_hash(self) -> str:
+        """Identity of the template and of what generates into it."""
+        return generate.template_hash()
+
+    def sizes(self) -> Mapping[str, int]:
+        """Sizes by name."""
+        spec = self.spec
+        return {
+            "batch": self.batch,
+            "heads": spec.heads,
+            "tokens": spec.grid.tokens,
+            "head_dim": spec.head_dim,
+        }
+
+    def make_runner(self, device: Any, load: Callable[[str], Any]) -> PermuteRunner:
+        """Inputs, calls and checks on a torch device; every table must have values."""
+        from kdsl.kernels.permute.runner import PermuteRunner
+
+        del load  # CUDA C is not imported
+        return PermuteRunner(self, device)
 
     def statistics(self) -> Mapping[str, float]:
         """Nothing: there is no mask."""

@@ -28,6 +28,9 @@ extern "C" void bfloat16s(const unsigned* from, float* to, long n) {
 extern "C" void scales(const unsigned* peaks, float* to, long n) {
   for (long i = 0; i < n; ++i) to[i] = scale_of(peaks[i]);
 }
+extern "C" void factors(const float* scales, float* to, long n) {
+  for (long i = 0; i < n; ++i) to[i] = factor_of(scales[i]);
+}
 extern "C" void by_product(const float* x, const float* scale, signed char* to, long n) {
   for (long i = 0; i < n; ++i)
     to[i] = (signed char)code_by_product(x[i], scale[i], factor_of(scale[i]));
@@ -140,15 +143,66 @@ def test_products_are_quotients_next_to_ties(numbers: ctypes.CDLL) -> None:
     np.testing.assert_array_equal(call(numbers.by_division, x, scale, out=np.int8), want)
 
 
-def test_small_scales_go_by_division(numbers: ctypes.CDLL) -> None:
-    """Scales below 2**-100 have the factor 0, and division codes them exactly."""
-    rng = np.random.default_rng(2)
-    scale = np.ldexp(
-        rng.uniform(1, 2, 100_000).astype(np.float32), rng.integers(-126, -100, 100_000)
+def hard_pairs(nearest: int) -> npt.NDArray[np.float32]:
+    """Every (value, scale) whose quotient all but hits the middle next to some n + 1/2.
+
+    In significands ``A * 2**s = M * B + K`` for a middle M of 25 bits and ``0 < |K| <= nearest``: M
+    is odd, so B follows from K modulo ``2**s``.  Other exponents only scale these pairs.
+    """
+    pairs = []
+    for n in range(128):
+        exponent = (2 * n + 1).bit_length() - 2
+        tie = (2 * n + 1) << (22 - exponent)
+        above = (2 * tie + 1, exponent)
+        below = (2 * tie - 1, exponent) if tie > 1 << 23 else (4 * tie - 1, exponent - 1)
+        for middle, unit in (above, below):
+            for s in (24, 25):
+                inverse = pow(middle, -1, 1 << s)
+                for k in range(-nearest, nearest + 1):
+                    scale = -k * inverse % (1 << s)
+                    value = (middle * scale + k) >> s
+                    if k and 1 << 23 <= scale < 1 << 24 and 1 << 23 <= value < 1 << 24:
+                        pairs.append((np.ldexp(value, s + unit - 24), scale))
+    out = np.array(pairs, np.float64).astype(np.float32)
+    assert (out == np.array(pairs)).all()
+    return out
+
+
+def test_products_are_quotients_in_every_hard_case(numbers: ctypes.CDLL) -> None:
+    """All pairs of float32 significands for which one correction could round the other way.
+
+    With u = 2**-24 the product is within 2 units in the last place of the quotient.  The correction
+    leaves u times that before it rounds, and 2u more where the remainder takes 25 bits; the middle
+    at K is at least K * u / 2 away.  So |K| up to 8 is all there is, and 64 is far beyond.
+    """
+    value, scale = hard_pairs(64).T
+    assert value.size > 8000
+    close = np.abs(value.astype(np.float64) / scale % 1 - 0.5)
+    assert (close < 2.0**-16).all()
+    assert (np.rint(value * (np.float32(1) / scale)) != np.rint(value / scale)).any(), (
+        "none is hard"
     )
+    for sign in (1, -1):
+        got = call(numbers.by_product, sign * value, scale, out=np.int8)
+        np.testing.assert_array_equal(got, codes_of(sign * value, scale))
+
+
+def test_small_scales_go_by_division(numbers: ctypes.CDLL) -> None:
+    """Below 2**-100 remainders could underflow: the factor is 0, and division codes exactly."""
+    rng = np.random.default_rng(2)
+    n = 100_000
+    scale = np.ldexp(rng.uniform(1, 2, n).astype(np.float32), rng.integers(-126, -100, n))
+    assert (call(numbers.factors, scale, out=np.float32) == 0).all()
     x = (rng.uniform(-127, 127, scale.size) * scale.astype(np.float64)).astype(np.float32)
     got = call(numbers.by_division, x, scale, out=np.int8)
     np.testing.assert_array_equal(got, codes_of(x, scale))
+
+
+def test_factors_are_rounded_reciprocals(numbers: ctypes.CDLL) -> None:
+    """1 / scale from 2**-100 up, 1 for a group of zeros, 0 for a group without a scale."""
+    scale = np.ldexp(np.linspace(1, 2, 222, endpoint=False, dtype=np.float32), range(-100, 122))
+    got = call(numbers.factors, np.append(scale, np.float32([0, np.nan])), out=np.float32)
+    np.testing.assert_array_equal(got, [*(np.float32(1) / scale), 1, 0])
 
 
 def quantized(numbers: ctypes.CDLL, x: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], np.float32]:
