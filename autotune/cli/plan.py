@@ -94,7 +94,7 @@ def _words(given: argparse.Namespace) -> list[str]:
     for option in ("spec", "tables"):
         path: Path | None = getattr(given, option)
         if path is not None:
-            out += [f"--{option}", str(path.absolute())]
+            out += [f"--{option}", str(path)]
     for option in ("budget", "seed", "jobs"):
         if getattr(given, option) is not None:
             out += [f"--{option}", str(getattr(given, option))]
@@ -102,27 +102,40 @@ def _words(given: argparse.Namespace) -> list[str]:
 
 
 def _resumed(given: argparse.Namespace) -> argparse.Namespace:
-    """The command line of the last run that was cut off, with what is given now over it."""
+    """The command line of the last run that was cut off, with what is given now over it.
+
+    Only the newest run of a GPU and its workloads counts: one that went on from another replaces
+    it.
+    """
     with Store(given.storage) as store:
-        rows = [row for row in store.rows() if isinstance(row, Run)]
-    whole = {row.closes for row in rows if row.closes and row.complete}
-    cut_off = [row for row in rows if not row.closes and row.id not in whole]
-    for row in sorted(cut_off, key=lambda r: (r.started, r.id), reverse=True):
+        runs = [row for row in store.rows() if isinstance(row, Run)]
+    whole = {row.closes for row in runs if row.closes and row.complete}
+    opened = sorted((row for row in runs if not row.closes), key=lambda row: row.started)
+    seen = set()
+    for row in reversed(opened):
         words = shlex.split(row.command)
         if tuple(words[: len(PROGRAM)]) != PROGRAM:
             continue
         old = tune_parser().parse_args(words[len(PROGRAM) :])
-        if given.gpu is not None and targets.get(given.gpu) != targets.get(old.gpu):
+        subject = (targets.get(old.gpu), tuple(old.workload or ()), old.spec)
+        if subject in seen or (given.gpu is not None and subject[0] != targets.get(given.gpu)):
             continue
-        for name, value in vars(given).items():
-            if value not in (None, False):
-                setattr(old, name, value)
-        for name in ("spec", "tables"):
-            path: Path | None = getattr(old, name)
-            if path is not None:
-                # Home folders are not written into rows.
-                setattr(old, name, path.expanduser())
-        return old
+        seen.add(subject)
+        if row.id not in whole:
+            return _over(old, given)
     if given.gpu is None:
         raise Usage("no run was cut off, so there is nothing to go on with", hint="--gpu NAME")
     return given
+
+
+def _over(old: argparse.Namespace, given: argparse.Namespace) -> argparse.Namespace:
+    """An older command line with the options that are given now."""
+    for name, value in vars(given).items():
+        if value not in (None, False):
+            setattr(old, name, value)
+    for name in ("spec", "tables"):
+        path: Path | None = getattr(old, name)
+        if path is not None:
+            # Home folders are not written into rows.
+            setattr(old, name, path.expanduser())
+    return old

@@ -18,7 +18,7 @@ from kdsl.autotune.search.space import Params, Point, Space, point
 
 FAILED = 2.5
 """What a failure is told as: twelve times slower than the default, beside the broken constraint."""
-FRUITLESS = 64
+FRUITLESS = 32
 """Proposals in a row that were known or illegal, after which the best guess is taken instead."""
 STARTUP = 10
 

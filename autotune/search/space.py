@@ -20,7 +20,10 @@ def point(params: Params) -> Point:
 
 
 class Space:
-    """Choices by name, and why a combination of them cannot run (None where it can)."""
+    """Choices by name, and why a combination of them cannot run (None where it can).
+
+    ``choices`` are those that some legal point has: the others would only mislead a search.
+    """
 
     def __init__(
         self, choices: Mapping[str, tuple[Any, ...]], legal: Callable[[Params], str | None]
@@ -34,6 +37,10 @@ class Space:
             every = itertools.product(*choices.values())
             named = (dict(zip(choices, values, strict=True)) for values in every)
             self.points = tuple(p for p in named if self.why_not(p) is None)
+            self.choices = {
+                name: tuple(v for v in values if any(p[name] == v for p in self.points))
+                for name, values in choices.items()
+            }
 
     def why_not(self, params: Params) -> str | None:
         """Why a configuration cannot run, or None; the model is asked once."""

@@ -61,12 +61,19 @@ def test_the_space_writes_out_what_is_legal() -> None:
     assert space.points is not None
     assert len(space.points) == sum(legal(p) is None for p in space.points)
     assert space.illegal == 480 - len(space.points)
+    assert space.choices == CHOICES
+
+
+def test_choices_that_nothing_legal_has_are_left_out() -> None:
+    """An axis keeps the values of legal points, so that a search does not waste proposals."""
+    space = Space(CHOICES, lambda p: "small" if p["m"] < 64 or p["kind"] == "b" else None)
+    assert space.choices == {**CHOICES, "m": (64, 128), "kind": ("a",)}
 
 
 def test_never_twice_and_never_illegal() -> None:
-    """Over 150 proposals TPE repeats none, though it repeats itself inside, and all are legal."""
-    found = drive(guided(), 150)
-    assert len({point(p) for p in found}) == len(found) == 150
+    """Over 80 proposals TPE repeats none, though it repeats itself inside, and all are legal."""
+    found = drive(guided(), 80)
+    assert len({point(p) for p in found}) == len(found) == 80
     assert all(legal(p) is None for p in found)
 
 
@@ -149,13 +156,13 @@ def test_rows_of_another_space_do_no_harm() -> None:
 
 
 def test_it_finds_the_valley() -> None:
-    """In 40 tries TPE comes to within 25 % of the best time, for most of 8 seeds."""
+    """In 40 tries TPE comes to within 25 % of the best time, for four of 5 seeds."""
     best = min(c for p in Space(CHOICES, legal).points or () if (c := cost(p)) is not None)
     reached = 0
-    for seed in range(8):
+    for seed in range(5):
         costs = [c for p in drive(guided(seed), 40) if (c := cost(p)) is not None]
         reached += min(costs) <= best + math.log(1.25)
-    assert reached >= 6
+    assert reached >= 4
 
 
 def test_small_spaces_are_listed() -> None:
