@@ -72,7 +72,8 @@ class Layout:
         self.check(values.shape[-1])
         largest = self._largest(np.abs(values))
         # Below the least normal number a scale would lose its digits, and codes their range.
-        scale = np.maximum(largest / np.float32(CODES[self.code]), np.finfo(np.float32).tiny)
+        with np.errstate(invalid="ignore"):  # signalling NaNs
+            scale = np.maximum(largest / np.float32(CODES[self.code]), np.finfo(np.float32).tiny)
         scale = np.where(largest == 0, np.float32(0), scale)
         scale = np.where(np.isfinite(scale), scale, np.float32(np.nan)).astype(np.float32)
         spread = self._spread(scale, values.shape)
