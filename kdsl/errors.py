@@ -5,6 +5,9 @@ One root, few children. A message says what is wrong, where, why, and what would
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class KdslError(Exception):
     """Root of all errors raised by kdsl.
@@ -49,3 +52,14 @@ class CompileError(KdslError, RuntimeError):
 
 class StoreError(KdslError, RuntimeError):
     """A tuning database, cache or plan file that cannot be read or written."""
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turn what a JSON value of the wrong shape raises into a `SpecError`."""
+    try:
+        yield
+    except KdslError:
+        raise
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        raise SpecError(f"malformed {what}: {type(error).__name__}: {error}") from error

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from kdsl.errors import SpecError
+from kdsl.errors import SpecError, reading
 
 AXES = ("frames", "height", "width")
 
@@ -123,6 +123,7 @@ class Grid:
         return {**out, "text": self.text, "text_at": self.text_at} if self.text else out
 
     @staticmethod
+    @reading("grid")
     def from_json(value: dict[str, Any]) -> Grid:
         """The grid written by `to_json`."""
         return Grid(**value)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdsl.errors import InputError, SpecError
+from kdsl.errors import InputError, SpecError, reading
 
 CODES = {"int8": 127}
 """Signed symmetric codes and their largest magnitude."""
@@ -108,6 +108,7 @@ class Layout:
         return {"code": self.code, "group": list(self.group), "scale_dtype": self.scale_dtype}
 
     @staticmethod
+    @reading("layout")
     def from_json(value: dict[str, Any]) -> Layout:
         """The layout written by `to_json`."""
         return Layout(value["code"], tuple(value["group"]), value["scale_dtype"])

@@ -34,7 +34,11 @@ class Work:
 
 @dataclass(frozen=True)
 class AheadOfTime:
-    """A Triton kernel to compile for a GPU that need not be there: see `compile_triton`."""
+    """A Triton kernel to compile for a GPU that need not be there: see `compile_triton`.
+
+    With NVRTC's flags under ``options["nvrtc"]`` it is CUDA C, which has no more to say than
+    source and entry: see `compile_cuda`.
+    """
 
     source: str
     entry: str

@@ -1,4 +1,4 @@
-"""The interpreter suite, each file in a process of its own: the variable must come before triton."""
+"""The interpreter suite, each file in its own process: the variable must come before triton."""
 
 from __future__ import annotations
 

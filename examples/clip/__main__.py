@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 
@@ -42,22 +41,9 @@ def _run(console: Console, gpu: str | None, budget: str, out: Path) -> int:
     console.print(order_table(what.found), summary(what.found))
 
     console.rule(f"2. tune for {gpu}{'' if here else ', which is not here'}")
-    tuned = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "kdsl.autotune",
-            "--gpu",
-            gpu,
-            "--workload",
-            "clip",
-            "--budget",
-            budget,
-        ],
-        check=False,
-    )
-    if tuned.returncode:
-        console.print(f"the tuner ended with exit code {tuned.returncode}")
+    code = job.tune(what, gpu, budget, out)
+    if code:
+        console.print(f"the tuner ended with exit code {code}")
         return 1
 
     console.rule("3. build")

@@ -52,6 +52,19 @@ def build(what: Described, gpu: str | None) -> AttentionOperator:
     return op
 
 
+def tune(what: Described, gpu: str, budget: str, out: Path) -> int:
+    """Tune the spec with its real blocks for a GPU; the tuner's exit code."""
+    out.mkdir(parents=True, exist_ok=True)
+    spec = spec_of(what.found, what.made.q.shape[-1], "bfloat16")
+    (out / "spec.json").write_text(json.dumps(spec.to_json()))
+    np.savez(out / "tables.npz", **tables_of(what.found))  # type: ignore[arg-type]
+    command = ["--gpu", gpu, "--spec", str(out / "spec.json"), "--tables", str(out / "tables.npz")]
+    done = subprocess.run(
+        [sys.executable, "-m", "kdsl.autotune", *command, "--budget", budget], check=False
+    )
+    return done.returncode
+
+
 def run_piece() -> PieceResult:
     """A piece of the clip through the generated kernel in Triton's interpreter.
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from kdsl.errors import SpecError
+from kdsl.errors import SpecError, reading
 from kdsl.expr.nodes import BOOL_OPS, INT_OPS, VARIABLES, Expr, make
 from kdsl.expr.tables import Table
 from kdsl.grid import AXES
@@ -33,6 +34,7 @@ def _data(node: Expr) -> Any:
     return node.data
 
 
+@reading("expression")
 def from_json(value: list[Any]) -> Expr:
     """The expression written by `to_json`; operations, indices and names are checked."""
     nodes: list[Expr] = []
@@ -69,14 +71,16 @@ def _one_of(name: Any, known: Sequence[str]) -> str:
     return str(name)
 
 
-def structure(expr: Expr) -> list[Any]:
-    """The tree without constants, tables and sizes: what makes a program another program."""
-    number: dict[str, int] = {}
-    out: list[Any] = []
+def structure(expr: Expr) -> str:
+    """Hash of the tree without constants, tables and sizes: what makes another program.
+
+    Of the tree, not of its distinct nodes: which of them coincide depends on the constants.
+    """
+    known: dict[str, str] = {}
     for node in expr.walk():
-        number[node.key] = len(out)
-        out.append([node.op, _kind(node), *(number[a.key] for a in node.args)])
-    return out
+        text = repr((node.op, _kind(node), [known[a.key] for a in node.args]))
+        known[node.key] = hashlib.sha256(text.encode()).hexdigest()[:24]
+    return known[expr.key]
 
 
 def _kind(node: Expr) -> Any:

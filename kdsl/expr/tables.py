@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdsl.errors import InputError, SpecError
+from kdsl.errors import InputError, SpecError, reading
 from kdsl.expr.nodes import Expr, as_expr, make
 
 DTYPES = ("int32", "int16", "uint8", "int8")
@@ -95,6 +95,7 @@ class Table:
         return [self.name, list(self.shape), self.dtype, self.low, self.high, self.digest]
 
     @staticmethod
+    @reading("table")
     def from_json(value: list[Any]) -> Table:
         """The table written by `to_json`; its values come with the call."""
         name, shape, dtype, low, high, digest = value

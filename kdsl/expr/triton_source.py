@@ -67,8 +67,9 @@ def leaf(
 
     ``variants`` are pairs of heads and the expression those heads use; with one pair the heads do
     not matter.  Tables arrive as a tuple of pointers in the order given.  A mask comes out in the
-    shape of its first two parameters together, an index in that of the first.  SpecError where a
-    value may leave 32 bits or a look-up its table.
+    shape of its first two parameters together; an index speaks of its first parameter and the head,
+    and comes out in that one's shape.  SpecError where a value may leave 32 bits or a look-up its
+    table.
     """
     plain = prepare(variants, indices)
     used = {n.data.name for _, e in plain for n in e.walk() if n.op == "table"}

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from kdsl.blocks import Blocks, from_lists, stack_heads
 from kdsl.errors import SpecError
+from kdsl.expr.bounds import Bounds, check_tables
 from kdsl.expr.nodes import Expr
 from kdsl.grid import Grid, as_grid
 from kdsl.intervals.boxes import Boxes, Side
@@ -68,6 +69,8 @@ def classify(
         per_head = []
         for h in range(heads if by_head else 1):
             expr = mask.head(h).replace({"head": h, "batch": b})
+            # The reader relies on divisors above 0 and on look-ups inside their tables.
+            check_tables(expr, token_bounds(grid_q, grid_k))
             orders = head_order(order_q, h), head_order(order_k, h)
             key = (expr.key, *orders)
             if key not in known:
@@ -76,6 +79,12 @@ def classify(
             per_head.append(known[key])
         out.append(stack_heads(per_head))
     return out[0] if len(out) == 1 else _stack_batch(out)
+
+
+def token_bounds(queries: Grid, keys: Grid) -> dict[str, Bounds]:
+    """Ranges of tokens and of their stored positions."""
+    q, k = (0, max(queries.tokens - 1, 0)), (0, max(keys.tokens - 1, 0))
+    return {"q": q, "qs": q, "k": k, "ks": k}
 
 
 def head_order(order: Order, head: int) -> Order:

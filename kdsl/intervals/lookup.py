@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from kdsl.errors import InputError
 from kdsl.expr.evaluate import table_values
 from kdsl.expr.nodes import Expr
 from kdsl.intervals.algebra import Range
@@ -37,7 +37,6 @@ class RangeTables:
         names = frozenset().union(*(a.names for a in at))
         fixed = tuple(int(a.low) if a.where == "c" and a.low == a.high else -1 for a in at)
         free = [i for i, f in enumerate(fixed) if f < 0]
-        _check_inside(node, fixed)
         cut = np.asarray(values[tuple(f if f >= 0 else slice(None) for f in fixed)])
         if not free:
             return Range("c", np.int64(cut), np.int64(cut), names, True, True)
@@ -55,7 +54,7 @@ class RangeTables:
             low, high = self._rectangle(name, fixed, cut, bounds)
             apart = len(names) == sum(len(at[i].names) for i in free)
             return Range(where, low, high, names, dense and apart, dense and apart)
-        point = np.logical_and.reduce([np.equal(low, high) for low, high in bounds])
+        point: Any = reduce(np.logical_and, (np.equal(low, high) for low, high in bounds))
         entry = cut[tuple(low for low, _ in bounds)].astype(np.int64)
         least, most = np.int64(cut.min()), np.int64(cut.max())
         ends = np.where(point, entry, least), np.where(point, entry, most)
@@ -74,14 +73,6 @@ class RangeTables:
         b, d = b + 1, d + 1
         count = total[b, d] - total[a, d] - total[b, c] + total[a, c]
         return (count == (b - a) * (d - c)).astype(np.int64), (count > 0).astype(np.int64)
-
-
-def _check_inside(node: Expr, fixed: tuple[int, ...]) -> None:
-    for at, size in zip(fixed, node.data.shape, strict=True):
-        if at >= max(size, 1):
-            raise InputError(
-                f"index {at} is outside table {node.data.name!r}", where=repr(node.data)
-            )
 
 
 def _clip(r: Range, size: int) -> tuple[Array, Array]:

@@ -21,7 +21,7 @@ Tables = Mapping[str, npt.NDArray[Any]]
 class Order(ABC):
     """A bijection of a grid's tokens: position ``s`` of the stored sequence holds token ``expr``.
 
-    Text keeps its place.  Orders are values: equal by structure, cheap to make.
+    Orders in closed form keep text in place.  Orders are values: equal by structure, cheap to make.
     """
 
     grid: Grid

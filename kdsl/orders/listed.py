@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ from kdsl.expr.nodes import Expr
 from kdsl.expr.tables import Table
 from kdsl.expr.tables import table as make_table
 from kdsl.grid import Grid
-from kdsl.orders.base import Order, Tables, stored
+from kdsl.orders.base import Inverse, Order, Tables, stored
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,19 @@ class Listed(Order):
                 f"order {self.entries.name!r} is known only at the call",
                 hint="inverse_index(tables), or an order from values",
             )
-        return make_table(np.argsort(self.entries.values))[stored()]
+        return self._inverse.expr
+
+    @cached_property
+    def _inverse(self) -> Order:
+        if self.entries.values is None:
+            return Inverse(self)
+        inverse = np.empty_like(self.entries.values)
+        inverse[self.entries.values] = np.arange(len(inverse), dtype=inverse.dtype)
+        return table(inverse, self.grid)
+
+    def __invert__(self) -> Order:
+        """The way back: a list too, where the values are known."""
+        return self._inverse
 
     def index(self, tables: Tables | None = None) -> npt.NDArray[np.int64]:
         """See `Order.index`; the list is checked to be a bijection."""
@@ -65,6 +78,9 @@ def table(entries: npt.ArrayLike | Table, grid: Grid | None = None) -> Listed:
             hint=f'orders.table(kdsl.table("{entries}", tokens))',
         )
     held = entries if isinstance(entries, Table) else make_table(entries)
+    if held.values is not None:
+        # Known lists go by their content, whatever name they came under.
+        held = make_table(held.values)
     if len(held.shape) != 1:
         raise SpecError(f"an order lists tokens along one axis, got shape {held.shape}")
     if grid is not None and grid.tokens != held.shape[0]:
@@ -72,6 +88,8 @@ def table(entries: npt.ArrayLike | Table, grid: Grid | None = None) -> Listed:
     if held.values is not None:
         check_bijection(held.values, held.shape[0], held.name)
     n = held.shape[0]
+    if n > np.iinfo(held.dtype).max + 1:
+        raise SpecError(f"{held.dtype} does not count {n} tokens", hint='dtype="int32"')
     # The range of a permutation is known before its values are.
     bounded = Table(held.name, held.shape, held.dtype, 0, max(n - 1, 0), held.values, held.digest)
     return Listed(grid or Grid(n), bounded)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from kdsl.errors import SpecError
+from kdsl.errors import SpecError, reading
 from kdsl.expr.tables import Table
 from kdsl.grid import Grid
-from kdsl.orders.base import Chain, Inverse, Order, PerHead
-from kdsl.orders.closed import Axes, Cubes
+from kdsl.orders.base import Chain, Inverse, Order, PerHead, chain_of, per_head
+from kdsl.orders.closed import Axes, Cubes, cubes
 from kdsl.orders.listed import Listed
 
 
@@ -29,19 +29,20 @@ def to_json(order: Order) -> list[Any]:
     raise SpecError(f"{type(order).__name__} has no JSON form")
 
 
+@reading("order")
 def from_json(value: list[Any]) -> Order:
     """The order written by `to_json`; lists kept by digest need their values at the call."""
     kind, *rest = value
     if kind == "axes":
         return Axes(Grid.from_json(rest[0]), rest[1])
     if kind == "cubes":
-        return Cubes(Grid.from_json(rest[0]), tuple(rest[1]))
+        return cubes(Grid.from_json(rest[0]), rest[1])
     if kind == "table":
         return Listed(Grid.from_json(rest[0]), Table.from_json(rest[1]))
     if kind == "inverse":
         return ~from_json(rest[0])
     if kind == "chain":
-        return Chain(from_json(rest[0]), from_json(rest[1]))
+        return chain_of(from_json(rest[0]), from_json(rest[1]))
     if kind == "per_head":
-        return PerHead(tuple(map(from_json, rest)))
+        return per_head([from_json(r) for r in rest])
     raise SpecError(f"unknown order {kind!r}", hint="axes, cubes, table, inverse, chain, per_head")

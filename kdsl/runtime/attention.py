@@ -80,7 +80,7 @@ class AttentionOperator(Operator):
         )
         self.choice: Choice | None = None
         if target is not None and backend != "reference":
-            self.choice = choose(self.tunable, target, config, mode)
+            self.choice = choose(self.tunable, target, config, mode, here=here, tables=self.fixed)
 
     def __call__(self, *tensors: Any, tables: Tables | None = None, check: bool = False) -> Any:
         """Attention of ``q [batch, heads, queries, head_dim]``, ``k, v [batch, kv_heads, ...]``.
@@ -204,7 +204,9 @@ class AttentionOperator(Operator):
         work = self.tunable.work(params, target)
         out = {"flop": work.useful_flop, "bytes": work.bytes, **self.tunable.statistics()}
         if self.choice is not None and self.target is not None:
-            out["predicted_us"] = predict_us(work, self.target)
+            # A row of the database knows the compiler's registers and spills as well.
+            known = self.choice.predicted_us
+            out["predicted_us"] = known or predict_us(work, self.target)
             if self.choice.measured_us is not None:
                 out["measured_us"] = self.choice.measured_us
         return out

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from kdsl.errors import UnsupportedError
 from kdsl.runtime.tunable import Tunable
-from kdsl.specs import Attention, Spec
+from kdsl.specs import Attention, Permute, Spec
 
 
 def tunable_for(
@@ -23,6 +23,10 @@ def tunable_for(
         from kdsl.kernels.attention.tunable import AttentionTunable
 
         return AttentionTunable(spec, tables, batch)
+    if isinstance(spec, Permute):
+        from kdsl.kernels.permute.tunable import PermuteTunable
+
+        return PermuteTunable(spec, tables, batch)
     raise UnsupportedError(
         f"nothing can be tuned about {type(spec).__name__} yet", hint="kdsl.Attention(...)"
     )

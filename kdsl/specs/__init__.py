@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kdsl.errors import SpecError
+from kdsl.errors import SpecError, reading
 from kdsl.specs.attention import HEAD_DIMS, Attention
 from kdsl.specs.common import DTYPES, as_array, canonical, digest
 from kdsl.specs.permute import Permute
@@ -30,6 +30,7 @@ Spec = Attention | Permute
 _SPECS: dict[str, Any] = {"attention": Attention, "permute": Permute}
 
 
+@reading("spec")
 def from_json(value: Mapping[str, Any]) -> Spec:
     """Any spec from its canonical form."""
     if value.get("op") not in _SPECS:

@@ -10,19 +10,20 @@ from typing import Any
 import numpy.typing as npt
 
 from kdsl.blocks import Blocks
-from kdsl.errors import SpecError
+from kdsl.errors import InputError, SpecError
 from kdsl.expr import serial
 from kdsl.expr.bounds import Bounds, check_int32, check_tables
 from kdsl.expr.tables import Table, tables_of
 from kdsl.grid import Grid, as_grid
 from kdsl.intervals import classify
+from kdsl.intervals.classify import token_bounds
 from kdsl.layouts import Layout
 from kdsl.masks import Mask, everything
 from kdsl.masks.base import as_mask
 from kdsl.orders import Order, PerHead, identity, per_head
 from kdsl.orders import from_json as order_from_json
 from kdsl.orders import to_json as order_to_json
-from kdsl.specs.common import DTYPES, canonical, digest, optional, positive
+from kdsl.specs.common import DTYPES, digest, optional, positive
 
 HEAD_DIMS = (64, 80, 96, 128, 256)
 """Head dimensions that some kernel here carries."""
@@ -212,9 +213,8 @@ class Attention:
     @property
     def index_bounds(self) -> dict[str, Bounds]:
         """Ranges of the indices that a mask may name."""
-        q, k = self.query_grid.tokens, self.key_grid.tokens
-        counts = {"q": q, "k": k, "qs": q, "ks": k, "head": self.heads, "batch": self.batch_limit}
-        return {name: (0, max(n - 1, 0)) for name, n in counts.items()}
+        tokens = token_bounds(self.query_grid, self.key_grid)
+        return {**tokens, "head": (0, self.heads - 1), "batch": (0, max(self.batch_limit - 1, 0))}
 
     @cached_property
     def batch_limit(self) -> int:
@@ -244,6 +244,8 @@ class Attention:
 
     def rows(self, tables: Mapping[str, npt.NDArray[Any]] | None = None, batch: int = 1) -> Blocks:
         """Rows of full and partial blocks, by the interval reader."""
+        if batch > self.batch_limit:
+            raise InputError(f"a batch of {batch}", hint=f"{self.batch_limit}, as the tables hold")
         return classify(
             self.element_mask,
             self.query_grid,
@@ -312,9 +314,9 @@ class Attention:
     @property
     def program(self) -> str:
         """Identity of the generated program: no sizes, constants or tables."""
-        masks = sorted({canonical(serial.structure(e)) for e in self.element_mask.variants})
+        masks = sorted({serial.structure(e) for e in self.element_mask.variants})
         orders = [
-            sorted({canonical(serial.structure(o.expr)) for o in order.parts})
+            sorted({serial.structure(o.expr) for o in order.parts})
             for order in (self.query_order, self.kv_order)
         ]
         layout = self.layout.to_json() if self.layout else None

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from kdsl.errors import ConfigError
+from kdsl.expr import Table
 from kdsl.specs import Attention
 
 SPACE: dict[str, tuple[Any, ...]] = {
@@ -47,6 +48,15 @@ class Config:
             if choice not in SPACE[name]:
                 raise ConfigError(f"{name}={choice!r}", hint=f"one of {SPACE[name]}")
         return Config(**value)
+
+
+def table_dtype(table: Table) -> str:
+    """What a table's entries are on the device.
+
+    Those of tokens are int32, which is loaded ahead and spreads over a tile without a detour
+    through shared memory.  Maps of blocks are large, and one entry a tile is read: they stay.
+    """
+    return table.dtype if len(table.shape) == 3 else "int32"
 
 
 def head_parts(head_dim: int) -> tuple[int, int]:

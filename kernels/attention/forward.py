@@ -13,8 +13,11 @@ import triton.language as tl
 
 
 @triton.jit
-def mask(q, k, qs, ks, head, batch, tables):
-    """Whether query token q sees key token k; qs and ks are their stored positions."""
+def mask(q, k, qs, ks, row, column, head, batch, tables):
+    """Whether query token q sees key token k.
+
+    qs and ks are their stored positions, row and column their mask block: one for all of a tile.
+    """
     return (q >= 0) & (k >= 0)
 
 
@@ -70,6 +73,18 @@ def load_described(
     else:
         b = a
     return a, b
+
+
+@triton.jit
+def key_block(columns, i, steps, MASK_N: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The mask block that step i works in; 0 past the end."""
+    return tl.load(columns + i // (MASK_N // BLOCK_N), mask=i < steps, other=0)
+
+
+@triton.jit
+def key_start(column, i, MASK_N: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The stored position at which the keys of step i start, in that mask block."""
+    return column * MASK_N + i % (MASK_N // BLOCK_N) * BLOCK_N
 
 
 @triton.jit
@@ -140,12 +155,17 @@ def attention_forward(
     acc0 = tl.zeros([BLOCK_M, D0], tl.float32)
     acc1 = tl.zeros([BLOCK_M, D1 if D1 else 16], tl.float32)
 
-    for i in tl.range(0, n_full * SPLIT_N):
-        at = tl.load(columns + i // SPLIT_N) * MASK_N + (i % SPLIT_N) * BLOCK_N
+    # Columns are looked up two steps ahead.  Were a step's loads to wait for a look-up of its own,
+    # the compiler would pipeline both, and keep half as many keys and values in flight.
+    steps = n_full * SPLIT_N
+    column = key_block(columns, 0, steps, MASK_N, BLOCK_N)
+    ahead = key_block(columns, 1, steps, MASK_N, BLOCK_N)
+    at = key_start(column, 0, MASK_N, BLOCK_N)
+    k_tokens = key_index(tl.minimum(at + tl.arange(0, BLOCK_N), keys - 1), head, tables)
+    for i in tl.range(0, steps):
         if DESCRIBED:
             k0, k1 = load_described(k, k_tail, batch, kv_head, at, BLOCK_N, D0, D1)
         else:
-            k_tokens = key_index(at + tl.arange(0, BLOCK_N), head, tables)
             k0, k1 = load_all_rows(k_base, k_tokens, k_n, k_d, D0, D1)
         s = tl.dot(q0, k0.T, input_precision=PRECISION)
         if D1:
@@ -160,14 +180,21 @@ def attention_forward(
         acc0 = tl.dot(p, v0, acc0, input_precision=PRECISION)
         if D1:
             acc1 = tl.dot(p, v1, acc1 * fade[:, None], input_precision=PRECISION)
+        column = ahead
+        ahead = key_block(columns, i + 2, steps, MASK_N, BLOCK_N)
+        at = key_start(column, i + 1, MASK_N, BLOCK_N)
+        k_tokens = key_index(tl.minimum(at + tl.arange(0, BLOCK_N), keys - 1), head, tables)
 
     columns += n_full
-    for i in tl.range(0, n_partial * SPLIT_N):
-        at = tl.load(columns + i // SPLIT_N) * MASK_N + (i % SPLIT_N) * BLOCK_N
+    steps = n_partial * SPLIT_N
+    column = key_block(columns, 0, steps, MASK_N, BLOCK_N)
+    ahead = key_block(columns, 1, steps, MASK_N, BLOCK_N)
+    at = key_start(column, 0, MASK_N, BLOCK_N)
+    k_tokens = key_index(tl.minimum(at + tl.arange(0, BLOCK_N), keys - 1), head, tables)
+    for i in tl.range(0, steps):
         ks = at + tl.arange(0, BLOCK_N)
         near = ks < keys
         ks = tl.minimum(ks, keys - 1)
-        k_tokens = key_index(ks, head, tables)
         if DESCRIBED:
             k0, k1 = load_described(k, k_tail, batch, kv_head, at, BLOCK_N, D0, D1)
         else:
@@ -176,8 +203,9 @@ def attention_forward(
         if D1:
             s = tl.dot(q1, k1.T, s, input_precision=PRECISION)
         seen = mask(
-            q_tokens[:, None], k_tokens[None, :], qs[:, None], ks[None, :], head, batch, tables
-        )
+            q_tokens[:, None], k_tokens[None, :], qs[:, None], ks[None, :], row, column,
+            head, batch, tables,
+        )  # fmt: skip
         s = tl.where(seen & near[None, :], s, -float("inf"))
         p, fade, top, total = weigh(s, top, total, scale_log2)
         acc0 = acc0 * fade[:, None]
@@ -189,6 +217,10 @@ def attention_forward(
         acc0 = tl.dot(p, v0, acc0, input_precision=PRECISION)
         if D1:
             acc1 = tl.dot(p, v1, acc1 * fade[:, None], input_precision=PRECISION)
+        column = ahead
+        ahead = key_block(columns, i + 2, steps, MASK_N, BLOCK_N)
+        at = key_start(column, i + 1, MASK_N, BLOCK_N)
+        k_tokens = key_index(tl.minimum(at + tl.arange(0, BLOCK_N), keys - 1), head, tables)
 
     nothing = total == 0.0
     total = tl.where(nothing, 1.0, total)

@@ -10,7 +10,7 @@ from pathlib import Path
 from kdsl.expr import triton_source
 from kdsl.expr.bounds import Bounds
 from kdsl.expr.nodes import Expr
-from kdsl.orders import Order, PerHead
+from kdsl.kernels.attention import orders
 from kdsl.specs import Attention
 
 TEMPLATE = Path(__file__).parent / "forward.py"
@@ -21,7 +21,7 @@ END = "# --- end of leaves ---\n"
 @cache
 def template_hash() -> str:
     """Changes with the template, and with the modules that print leaves into it."""
-    parts = (TEMPLATE, Path(__file__), Path(triton_source.__file__))
+    parts = (TEMPLATE, Path(__file__), Path(orders.__file__), Path(triton_source.__file__))
     return hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()[:16]
 
 
@@ -35,28 +35,45 @@ def source(spec: Attention) -> str:
 def leaves(spec: Attention) -> str:
     """The leaf functions `mask`, `query_index` and `key_index`."""
     bounds = spec.index_bounds
+    blocks = {
+        name: (0, bounds[stored][1] // size)
+        for name, stored, size in zip(("row", "column"), ("qs", "ks"), spec.block, strict=True)
+    }
     mask = triton_source.leaf(
         "mask",
-        ("q", "k", "qs", "ks", "head", "batch"),
-        variants(spec.element_mask.variants),
-        bounds,
-        spec.tables,
+        ("q", "k", "qs", "ks", "row", "column", "head", "batch"),
+        variants([by_block(e, spec.block) for e in spec.element_mask.variants]),
+        bounds | blocks,
+        orders.tables(spec),
     )
-    parts = [mask]
-    for name, order, which in (
-        ("query_index", spec.query_order, "qs"),
-        ("key_index", spec.kv_order, "ks"),
-    ):
-        parts.append(index_leaf(name, order, bounds[which], spec))
+    parts = [mask, index_leaf("query", bounds["qs"], spec), index_leaf("key", bounds["ks"], spec)]
     return "\n\n".join(parts) + "\n\n"
 
 
-def index_leaf(name: str, order: Order, positions: Bounds, spec: Attention) -> str:
+def by_block(expr: Expr, block: tuple[int, int]) -> Expr:
+    """The mask with stored positions over the block size read as the tile's row and column.
+
+    A block map is then looked up once a tile, not once for each pair in it.
+    """
+    names = {"qs": ("row", block[0]), "ks": ("column", block[1])}
+
+    def change(node: Expr) -> Expr | None:
+        if node.op != "floordiv" or node.args[0].op != "var" or node.args[0].data not in names:
+            return None
+        name, size = names[node.args[0].data]
+        divisor = node.args[1].value
+        if divisor is None or divisor % size:
+            return None
+        return Expr("var", (), name) // (divisor // size)
+
+    return expr.rebuild(change)
+
+
+def index_leaf(which: str, positions: Bounds, spec: Attention) -> str:
     """Original token at a stored position, by head where heads differ."""
-    several = order.orders if isinstance(order, PerHead) else (order,)
     bounds = {"s": positions, "head": (0, spec.heads - 1)}
-    exprs = variants([o.expr for o in several])
-    return triton_source.leaf(name, ("s", "head"), exprs, bounds, spec.tables)
+    exprs = variants(orders.expressions(spec, which))
+    return triton_source.leaf(f"{which}_index", ("s", "head"), exprs, bounds, orders.tables(spec))
 
 
 def variants(exprs: Sequence[Expr]) -> list[tuple[list[int], Expr]]:

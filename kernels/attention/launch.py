@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdsl.blocks import Blocks
-from kdsl.kernels.attention.config import Config, head_parts
+from kdsl.kernels.attention import orders
+from kdsl.kernels.attention.config import Config, head_parts, table_dtype
 from kdsl.specs import Attention
 
 if TYPE_CHECKING:
@@ -149,13 +150,13 @@ def describe(
 def table_tensors(
     spec: Attention, tables: Mapping[str, Any] | None, device: Any
 ) -> tuple[Tensor, ...]:
-    """Tables in the order the leaves take them, on a device and of the dtype the spec declares."""
+    """Tables in the order the leaves take them, on a device, contiguous."""
     import torch
 
     out = []
-    for t in spec.tables:
+    for t in orders.tables(spec):
         values = t.values if t.values is not None else (tables or {})[t.name]
         if not isinstance(values, torch.Tensor):
             values = torch.from_numpy(np.array(t.checked(values)))
-        out.append(values.to(device=device, dtype=getattr(torch, t.dtype)).contiguous())
+        out.append(values.to(device=device, dtype=getattr(torch, table_dtype(t))).contiguous())
     return tuple(out)

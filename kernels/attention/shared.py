@@ -1,17 +1,120 @@
-"""Shared memory of the attention template, from its configuration alone."""
+"""Shared memory of the attention template, from its configuration alone.
+
+What the compiler allocates depends on the unit that multiplies.  Read off the IR of Triton 3.9 and
+3.6, which agree:
+
+=========  =======================================  =============================================
+unit       where                                    what lies in shared memory
+=========  =======================================  =============================================
+FMA        float32                                  Q, P, K and V of each step in flight, a row
+mma        sm_8x and sm_12x, and tiles of fewer     Q (descriptors: not past the first loads), K
+           than 64 queries everywhere               and V, P unless each warp holds whole rows
+wgmma      sm_90, from 64 queries on                Q, K and V once more than are in flight
+tcgen05    sm_100, likewise                         Q, K and V likewise, a piece of O
+=========  =======================================  =============================================
+
+With ``num_stages`` 1 nothing is in flight: K and V take turns in one place.
+"""
 
 from __future__ import annotations
 
-from kdsl.kernels.attention.config import ITEM_BYTES, Config
+from dataclasses import dataclass
+from typing import Literal
+
+from kdsl.kernels.attention.config import ITEM_BYTES, Config, head_parts, table_dtype
+from kdsl.kernels.attention.generate import by_block
 from kdsl.specs import Attention
 from kdsl.targets import Target
 
+BARRIERS = 128
+"""Barriers of descriptor loads, 8 bytes a stage and part."""
+PADDING = 1024
+"""What a tile that a descriptor fills is aligned to."""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Bytes of the tiles of one step."""
+
+    q: int
+    kv: int
+    """Of K, and of V."""
+    p: int
+
+
+def unit_of(
+    spec: Attention, config: Config, target: Target
+) -> Literal["fma", "mma", "wgmma", "tcgen05"]:
+    """What multiplies the tiles."""
+    if spec.dtype == "float32":
+        return "fma"
+    if config.block_m < 64 or target.capability[0] not in (9, 10):
+        return "mma"
+    return "wgmma" if target.capability[0] == 9 else "tcgen05"
+
 
 def shared_bytes(spec: Attention, config: Config, target: Target) -> int:
-    """Bytes a block asks for: queries, and keys and values for each stage in flight."""
+    """Bytes that a block asks for: never below the compiler's figure, at most 10 % above."""
     item = ITEM_BYTES[spec.dtype]
-    queries = config.block_m * spec.head_dim * item
-    keys = config.block_n * spec.head_dim * item
-    if target.capability < (9, 0):
-        return queries + 2 * max(config.num_stages - 1, 1) * keys
-    return queries + 2 * config.num_stages * keys + 1024
+    m, n, stages = config.block_m, config.block_n, config.num_stages
+    tiles = Tiles(m * spec.head_dim * item, n * spec.head_dim * item, m * n * item)
+    unit = unit_of(spec, config, target)
+    _, tail = head_parts(spec.head_dim)
+    if unit == "fma":
+        row = max(m, 32) * 4 if stages > 1 else 0
+        held = tiles.q + _in_flight(stages) * tiles.kv + tiles.p + row
+    elif unit == "mma":
+        held = _mma(spec, config, tiles)
+    elif unit == "wgmma":
+        padding = PADDING if config.loads == "descriptor" else 0
+        held = tiles.q + (2 * stages if stages > 1 else 1) * tiles.kv + padding
+    elif stages == 1:
+        held = (
+            tiles.q + tiles.kv + (4096 if m == 128 and config.num_warps == 8 and not tail else 1024)
+        )
+    else:
+        # V's head and tail share what the products of one step leave.
+        held = tiles.q + (2 * stages - bool(tail)) * tiles.kv + PADDING + BARRIERS
+    return held + table_bytes(spec, config)
+
+
+def _mma(spec: Attention, config: Config, tiles: Tiles) -> int:
+    first, tail = head_parts(spec.head_dim)
+    m, stages = config.block_m, config.num_stages
+    # Rows split over warps for one product and columns for the other: P changes hands.
+    p = tiles.p if m == 16 or (not tail and m < spec.head_dim) else 0
+    if config.loads == "pointer":
+        return tiles.q + _in_flight(stages) * tiles.kv + p
+    if stages > 1:
+        return _in_flight(stages) * tiles.kv + p + BARRIERS
+    if tail:
+        return max(m, config.block_n) * first * ITEM_BYTES[spec.dtype] + 8
+    return max(tiles.kv + p, tiles.q) + 8
+
+
+def _in_flight(stages: int) -> int:
+    """Tiles of K and V together."""
+    return max(2 * (stages - 1), 1)
+
+
+def table_bytes(spec: Attention, config: Config) -> int:
+    """Entries of the mask's tables: what is loaded ahead, by key or by pair.
+
+    Where they are narrow, a whole tile of them changes hands.
+    """
+    nodes = {
+        node.key: node
+        for expr in spec.element_mask.variants
+        for node in by_block(expr, spec.block).walk()
+        if node.op == "table"
+    }
+    pairs = config.block_m * config.block_n
+    held = 0
+    for node in nodes.values():
+        names = node.variables()
+        if table_dtype(node.data) != "int32" and names & {"q", "qs", "k", "ks"}:
+            held += 4 * pairs
+        elif names & {"k", "ks"}:
+            entries = pairs if names & {"q", "qs"} else config.block_n
+            held += 4 * entries * (config.num_stages - 1)
+    return held

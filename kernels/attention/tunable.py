@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from kdsl.blocks import Blocks
 from kdsl.errors import ConfigError
-from kdsl.kernels.attention import generate
+from kdsl.kernels.attention import generate, orders
 from kdsl.kernels.attention.config import (
     ARCHITECTURES,
     ITEM_BYTES,
@@ -19,7 +19,9 @@ from kdsl.kernels.attention.config import (
     Config,
     describable,
     head_parts,
+    table_dtype,
 )
+from kdsl.kernels.attention.rule import preferences
 from kdsl.kernels.attention.shared import shared_bytes
 from kdsl.specs import Attention
 from kdsl.targets import Target
@@ -69,8 +71,8 @@ class AttentionTunable:
         if block_q % config.block_m or block_k % config.block_n:
             tile = f"{config.block_m} x {config.block_n}"
             return f"tiles of {tile} do not divide blocks of {block_q} x {block_k}"
-        for tile, block in ((config.block_m, block_q), (config.block_n, block_k)):
-            if tile == 16 < block:
+        for side, block in ((config.block_m, block_q), (config.block_n, block_k)):
+            if side == 16 < block:
                 return f"a tile side of 16 is for mask blocks of 16 alone, this one is {block}"
         if config.loads == "descriptor":
             if target.capability < (9, 0):
@@ -90,25 +92,9 @@ class AttentionTunable:
         return None
 
     def default(self, target: Target) -> dict[str, Any]:
-        """A good choice without any measurement: legal on this target for this spec.
-
-        From H100 measurements: 128 x 128 tiles, one warpgroup to head_dim 64 and two beyond, and
-        descriptors wherever they are allowed.
-        """
-        wide = self.spec.head_dim > 64
-        preferred = [
-            Config(m, n, warps, stages, loads)
-            for m, n in ((128, 128), (128, 64), (64, 128), (64, 64), (64, 32), (32, 32))
-            for warps in ((8, 4) if wide else (4, 8))
-            for stages in ((2, 3, 1) if target.capability >= (9, 0) else (3, 2, 1))
-            for loads in ("descriptor", "pointer")
-        ]
-        if target.capability < (9, 0):
-            # Without wgmma a 128-wide key tile leaves no registers for the products.
-            preferred.sort(key=lambda c: c.block_n > 64)
-        rows, columns = self.spec.block
-        small = [Config(rows, columns, 4, 2), Config(min(rows, 32), min(columns, 32), 4, 1)]
-        for config in preferred + small:
+        """A good choice without any measurement: legal on this target for this spec."""
+        share = self.statistics().get("partial_share", 0.0)
+        for config in preferences(self.spec, target, share):
             if self._fits(config, target):
                 return config.to_json()
         raise ConfigError(f"no configuration fits {target.name}", where=repr(self.spec)[:200])
@@ -246,8 +232,9 @@ def describe_compile(
         signature[name] = "*i32"
         divisible.append(name)
     types = {"int32": "*i32", "int16": "*i16", "uint8": "*u8", "int8": "*i8"}
-    signature["tables"] = tuple(types[t.dtype] for t in spec.tables)
-    divisible += [("tables", i) for i in range(len(spec.tables))]
+    held = orders.tables(spec)
+    signature["tables"] = tuple(types[table_dtype(t)] for t in held)
+    divisible += [("tables", i) for i in range(len(held))]
     for name in "qkvo":
         constants[f"{name}_d"] = 1
     for name, value in integers.items():

@@ -76,6 +76,16 @@ class Arrays(ABC):
             )
 
 
+class _Handle:
+    """A stream by its address, in the form that libraries of CUDA pass streams."""
+
+    def __init__(self, address: int) -> None:
+        self.address = address
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.address
+
+
 class TorchArrays(Arrays):
     """Tensors of torch, whose current stream launches use."""
 
@@ -122,7 +132,7 @@ class TorchArrays(Arrays):
         import cupy
 
         current = self.torch.cuda.current_stream(self._device).cuda_stream
-        with cupy.cuda.Device(self.device), cupy.cuda.ExternalStream(current, self.device):
+        with cupy.cuda.Device(self.device), cupy.cuda.Stream.from_external(_Handle(current)):
             yield
 
 

@@ -27,7 +27,9 @@ MAX_TOKENS = 2**30
 HELD_REGISTERS = 64
 """Registers of a thread that may hold rows; more would spill."""
 OTHER_REGISTERS = 56
-"""Registers of a thread for all else, an upper estimate."""
+"""Registers of a thread for all else, about; the compiler finds a way with fewer."""
+SHARED_BYTES = 48 * 1024
+"""Shared memory a block has without asking the driver for more."""
 TASKS_IN_FLIGHT = 512
 """Thread blocks that a large GPU runs at once, about."""
 
@@ -109,6 +111,15 @@ class Sizes:
     def held(self) -> int:
         """Registers of a thread that hold rows."""
         return self.config.rows * self.chunks * max(self.config.vector // 4, 1)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Static shared memory of a block, exactly."""
+        if self.method == "BLOCKS":
+            return 4 * self.config.warps
+        if self.method == "GROUPS":
+            return -(-(4 + 4 * self.channel_groups) // 8) * 8 + 8 * self.channel_groups
+        return 0
 
     @cached_property
     def method(self) -> str:
@@ -200,6 +211,8 @@ def problem(spec: Permute, config: Config, kind: str = "") -> str:
         return "a lag, and only one phase"
     if kind == "EACH_ROW":
         return _row_problem(sizes)
+    if kind == "GROUPS" and 12 * sizes.channel_groups + 8 > SHARED_BYTES:
+        return f"{sizes.channel_groups} scales along the channels in shared memory"
     if kind == "BLOCKS" and not sizes.tile // 2 < sizes.group[0] <= sizes.tile:
         return f"a thread block holds {sizes.tile} rows, a group has {sizes.group[0]}"
     return ""
@@ -238,10 +251,14 @@ def default(spec: Permute, vector: int = 16) -> Config:
         slots = sizes.chunks * config.lanes
         # Up to a fifth of the lanes idle is better than short runs of bytes at a time.
         idle = max(slots / sizes.vectors - 1.2, 0.0)
+        # Rows of thread blocks that reach beyond their group of tokens.
+        beyond = 0.0
+        if kind == "GROUPS" and sizes.unit_tokens:
+            beyond = max(sizes.unit_tiles * sizes.tile / sizes.unit_tokens - 1.25, 0.0)
         in_flight = abs(sizes.held.bit_length() - wanted.bit_length())
         short = max(64 // config.vector - config.lanes, 0)
         warps = abs(config.warps.bit_length() - (8).bit_length())
-        return (-config.vector, idle, short, in_flight, -config.lanes, warps, config.lag)
+        return (-config.vector, beyond, idle, short, in_flight, -config.lanes, warps, config.lag)
 
     best = min(legal, key=worth)
     if kind != "GROUPS":

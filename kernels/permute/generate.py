@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from kdsl.errors import UnsupportedError
@@ -10,7 +12,6 @@ from kdsl.expr import cuda_source
 from kdsl.expr.nodes import Expr
 from kdsl.expr.tables import Table
 from kdsl.kernels.permute.config import MAX_TOKENS, Config, Sizes, method
-from kdsl.orders import PerHead
 from kdsl.specs import Permute
 
 FOLDER = Path(__file__).parent
@@ -25,6 +26,14 @@ ENTRIES = {
     "BLOCKS": "quantize_blocks",
     "GROUPS": "quantize_groups",
 }
+
+
+@cache
+def template_hash() -> str:
+    """Changes with the template, and with the modules that print into it."""
+    here = [TEMPLATE, *(FOLDER / name for name in INCLUDED), Path(__file__)]
+    parts = (*here, FOLDER / "config.py", Path(cuda_source.__file__))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()[:16]
 
 
 def entry(spec: Permute) -> str:
@@ -74,10 +83,9 @@ def index_leaf(spec: Permute) -> str:
     tokens = spec.grid.tokens
     if tokens > MAX_TOKENS:
         raise UnsupportedError(f"{tokens} tokens", hint=f"at most {MAX_TOKENS}")
-    several = spec.order.orders if isinstance(spec.order, PerHead) else (spec.order,)
     held = tuple(_numbered(t, i) for i, t in enumerate(spec.tables))
     names = dict(zip((t.name for t in spec.tables), held, strict=True))
-    exprs = [o.expr.rebuild(lambda node: _renamed(node, names)) for o in several]
+    exprs = [o.expr.rebuild(lambda node: _renamed(node, names)) for o in spec.order.parts]
     bounds = {"s": (0, max(tokens - 1, 0)), "head": (0, spec.heads - 1)}
     return cuda_source.leaf("index", ("s", "head"), variants(exprs), bounds, held)
 

@@ -1,8 +1,9 @@
 // Numbers of one element type, and their 8-bit codes.  Also plain C++: a host compiler accepts it.
 //
 // A code is the nearest integer to value / scale, ties to even, where scale is the largest
-// magnitude of a group / 127, every step rounded as IEEE float32.  Groups that hold NaN or an
-// infinity have scale NaN and codes 0; groups of zeros have scale 0.
+// magnitude of a group / 127 and at least the smallest normal number, every step rounded as IEEE
+// float32.  Groups that hold NaN or an infinity have scale NaN and codes 0; groups of zeros have
+// scale 0.
 
 #if defined(__CUDA_ARCH__)
 #define ON_DEVICE 1
@@ -70,35 +71,35 @@ KDSL_LEAF unsigned magnitude(float value) { return as_bits(value) & 0x7fffffffu;
 KDSL_LEAF unsigned larger(unsigned a, unsigned b) { return a > b ? a : b; }
 
 KDSL_LEAF float scale_of(unsigned peak) {
-  return peak < 0x7f800000u ? divide(as_float(peak), 127.0f) : as_float(0x7fc00000u);
+  if (peak == 0) return 0.0f;
+  if (peak >= 0x7f800000u) return as_float(0x7fc00000u);
+  const float scale = divide(as_float(peak), 127.0f);
+  return scale > 0x1p-126f ? scale : 0x1p-126f;
 }
 
 // The factor for `code_by_product`, or 0 where only `code_by_division` is exact: for NaN, and where
 // the remainders below could leave the range of normal numbers.
 KDSL_LEAF float factor_of(float scale) {
-  if (scale == 0.0f) return 1.0f;  // All values are so small that any finite factor gives code 0.
+  if (scale == 0.0f) return 1.0f; // All values are 0.
   return scale >= 0x1p-100f ? divide(1.0f, scale) : 0.0f;
 }
 
 // Adding 1.5 * 2**23 rounds to an integer, ties to even, and leaves it in the lowest bits.
 KDSL_LEAF unsigned nearest_integer(float value) { return as_bits(value + 12582912.0f); }
 
-// The low byte is the code.  The correctly rounded quotient, by Markstein's theorem: `factor` is
-// the correctly rounded reciprocal, the first correction makes the quotient one of the two numbers
-// around the exact one, and the second one then rounds it as division does.
+// The low byte is the code.  A product with the rounded reciprocal, and one correction by the exact
+// remainder.  That is the quotient as division rounds it, but where the exact one lies within 2**-22
+// units in the last place of the middle between two floats.  For the code only middles next to
+// n + 1/2 matter, and there are so few such pairs of numbers that the tests go through all of them.
 KDSL_LEAF unsigned code_by_product(float value, float scale, float factor) {
-  float quotient = value * factor;
-  quotient = multiply_add(multiply_add(-quotient, scale, value), factor, quotient);
-  quotient = multiply_add(multiply_add(-quotient, scale, value), factor, quotient);
-  return nearest_integer(quotient);
+  const float quotient = value * factor;
+  const float rest = multiply_add(-quotient, scale, value);
+  return nearest_integer(multiply_add(rest, factor, quotient));
 }
 
-// The low byte is the code, for any scale.  A subnormal scale is so coarse that codes may pass 127.
+// The low byte is the code, for any scale.
 KDSL_LEAF unsigned code_by_division(float value, float scale) {
-  if (!(scale > 0.0f)) return 0;
-  const float quotient = divide(value, scale);
-  const float most = quotient < 127.0f ? quotient : 127.0f;
-  return nearest_integer(most > -127.0f ? most : -127.0f);
+  return scale > 0.0f ? nearest_integer(divide(value, scale)) : 0u;
 }
 
 // The low bytes of four words as one word, the first in the lowest byte.

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -111,6 +112,53 @@ def test_sql_and_python_agree(rows: set[Row]) -> None:
             "ORDER BY workload_id, device_id, toolchain_id, kind, place"
         )
         assert [tuple(row) for row in store._link.execute(text)] == _in_python(rows)
+
+
+@pytest.mark.parametrize(
+    "resources",
+    [
+        [(3, 9)] * 5,
+        [(3, None), (3, 9), (3, 8), (None, 1), (None, None)],
+        [(None, 2), (4, 2), (0, 7), (0, 0), (None, None)],
+    ],
+)
+def test_sql_and_python_break_ties_alike(
+    tmp_path: Path, resources: list[tuple[int | None, int | None]]
+) -> None:
+    """Less shared memory, fewer registers, unknown last, shorter params, then the smaller id."""
+    shared = (WORKLOADS[0], DEVICES[0], TOOLS[0], RUNS[0])
+    workload, device, tools, run = (row.id for row in shared)
+    found: list[Row] = list(shared)
+    for candidate, (smem, registers) in zip(CANDIDATES, resources, strict=True):
+        row = Measurement(
+            workload_id=workload,
+            device_id=device,
+            toolchain_id=tools,
+            candidate_id=candidate.id,
+            run_id=run,
+            kind="measured",
+            status="ok",
+            created="",
+            median_us=1.0,
+            shared_bytes=smem,
+            registers=registers,
+        )
+        found += [candidate, row]
+    with Store(tmp_path / "t.db") as store:
+        store.add(*found)
+        text = "SELECT candidate_id FROM standing ORDER BY place"
+        in_sql = [row[0] for row in store._link.execute(text)]
+    order = sorted(
+        zip(resources, CANDIDATES, strict=True),
+        key=lambda pair: (
+            *(10**9 if r is None else r for r in pair[0]),
+            len(str(pair[1].params["n"])),
+            pair[1].id,
+        ),
+    )
+    assert in_sql == [candidate.id for _, candidate in order]
+    trials = MemorySource(found).trials(workload)
+    assert in_sql == [s.trial.candidate.id for s in ranked(trials)]
 
 
 @settings(deadline=None, max_examples=12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 import sysconfig
 from pathlib import Path
@@ -47,9 +48,15 @@ def test_mounted_rooms_have_no_init(root: Path) -> None:
     """An ``__init__.py`` directly in these folders would make them win over foreign packages."""
     found = [name for name in FOREIGN if (root / name / "__init__.py").exists()]
     assert not found
-    python_files = {path.name for path in (root / "autotune").glob("__*.py")}
-    assert python_files == {"__init__.py", "__main__.py"}
-    assert (root / "autotune" / "__init__.py").read_text() == ""
+
+
+def test_the_door_to_the_tuner_holds_no_code(root: Path) -> None:
+    """Directly in ``autotune/``, which the wheel installs under that name, is just a door."""
+    door = {path.name: ast.parse(path.read_text()) for path in (root / "autotune").glob("__*.py")}
+    assert set(door) == {"__init__.py", "__main__.py"}
+    assert all(isinstance(statement, ast.Expr) for statement in door["__init__.py"].body)
+    imported = {n.module for n in ast.walk(door["__main__.py"]) if isinstance(n, ast.ImportFrom)}
+    assert imported <= {"__future__", "kdsl.autotune.cli"}
 
 
 def test_rooms_are_relative_links(root: Path) -> None:

@@ -16,7 +16,9 @@ from kdsl.grid import Grid
 from kdsl.masks import Mask
 from kdsl.orders import Order
 from kdsl.specs import HEAD_DIMS, Attention
+from tests.strategies import Scope, grids, late_orders, order_of, truth
 
+BLOCKS = ((32, 32), (32, 64), (64, 32), (64, 64), (128, 64), (128, 128), (64, 16), (16, 32))
 TOKENS = 130
 """At most: three rows of the smallest common blocks, the last one ragged."""
 
@@ -40,6 +42,7 @@ class Drawn:
         self.rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
         self.heads = draw(st.sampled_from((1, 2, 3, 4)))
         self.batch = draw(st.sampled_from((1, 1, 1, 2)))
+        self.maps = True
 
     def number(self, low: int, high: int) -> int:
         """An integer of the range, ends included."""
@@ -53,21 +56,6 @@ class Drawn:
         """A name that no table has yet."""
         return f"{kind}{len(self.tables)}"
 
-    # --- grids ---
-
-    def grid(self) -> Grid:
-        """A plain sequence, an image or a video, with text at either end or without."""
-        axes = self.number(1, 3)
-        text = self.one_of(0, 0, 1, 7, 20)
-        at = self.one_of("start", "end")
-        if axes == 1:
-            return Grid(self.number(1, TOKENS - text), text=text, text_at=at)
-        width, height = self.number(1, 9), self.number(1, 6 if axes == 3 else 11)
-        if axes == 2:
-            return Grid(height=height, width=width, text=text, text_at=at)
-        frames = self.number(1, max((TOKENS - text) // (width * height), 1))
-        return Grid(frames=min(frames, 5), height=height, width=width, text=text, text_at=at)
-
     def other_keys(self, queries: Grid) -> Grid:
         """Keys with the same axes and other sizes."""
         if not queries.axes:
@@ -75,40 +63,24 @@ class Drawn:
         sizes = {name: self.number(1, 5) for name in queries.axes}
         return Grid(**sizes, text=self.one_of(0, 5), text_at=self.one_of("start", "end"))
 
-    # --- orders ---
-
     def order(self, grid: Grid) -> Order | None:
-        """An order of a grid, or one for each head; None half of the time."""
-        kind = self.one_of("none", "none", "one", "one", "heads")
+        """An order of a grid, known now or at the call, or one for each head; None by halves."""
+        kind = self.one_of("none", "none", "one", "late", "heads")
         if kind == "none":
             return None
-        if kind == "one":
-            return self.plain_order(grid)
-        return orders.per_head([self.plain_order(grid) for _ in range(self.heads)])
+        if kind == "heads":
+            return orders.per_head([self.plain_order(grid) for _ in range(self.heads)])
+        return self.late_order(grid) if kind == "late" else self.plain_order(grid)
 
     def plain_order(self, grid: Grid) -> Order:
-        """Axes, cubes, windows, a list known now or at the call, a way back, two in turn."""
-        kind = self.one_of("axes", "axes", "cubes", "windows", "list", "open", "inverse", "chain")
-        if kind == "inverse":
-            return ~self.closed_order(grid)
-        if kind == "chain":
-            return self.closed_order(grid) @ self.closed_order(grid)
-        if kind == "open":
-            name = self.fresh("order")
-            self.tables[name] = self.rng.permutation(grid.tokens).astype(np.int32)
-            return orders.table(Table(name, grid.tokens), grid)
-        return self.closed_order(grid, kind)
-
-    def closed_order(self, grid: Grid, kind: str = "") -> Order:
         """An order that is known now."""
-        kind = kind or self.one_of("axes", "cubes", "list")
-        if kind == "axes":
-            return orders.axes(grid, "".join(self.draw(st.permutations(grid.letters))))
-        if kind == "cubes":
-            return orders.cubes(grid, [self.number(1, size + 1) for size in grid.shape])
-        if kind == "windows" and len(grid.shape) > 1:
-            return orders.windows(grid, [self.number(1, size + 1) for size in grid.shape[-2:]])
-        return orders.table(self.rng.permutation(grid.tokens), grid)
+        made: Order = self.draw(order_of(grid))
+        return made
+
+    def late_order(self, grid: Grid) -> Order:
+        """A list that comes with the call, or what is made of one."""
+        made: Order = self.draw(late_orders(grid, self.tables, self.fresh("order")))
+        return made
 
     # --- masks ---
 
@@ -152,9 +124,12 @@ class Drawn:
             lambda: self.near(queries, keys, dilated=True),
             lambda: self.ids(queries, keys),
             lambda: self.tree(queries, keys),
-            lambda: self.block_map(queries, keys, order, block),
             lambda: self.predicate(),
+            lambda: self.anything(queries, keys),
+            lambda: self.anything(queries, keys),
         ]
+        if self.maps:
+            simple.append(lambda: self.block_map(queries, keys, order, block))
         if "frames" in queries.axes:
             simple.append(lambda: masks.frame_band(queries, self.number(0, 2), keys=keys))
         if len(queries.axes) == 3:
@@ -214,20 +189,25 @@ class Drawn:
         )
         return masks.predicate(self.draw(st.sampled_from(rules)))
 
+    def anything(self, queries: Grid, keys: Grid) -> Mask:
+        """Any expression over tokens, coordinates and tables."""
+        scope = Scope(queries, keys, self.heads, self.batch, self.tables)
+        return Mask((truth(self.draw, scope, 2),), queries, keys)
+
 
 @st.composite
 def cases(draw: Callable[[Any], Any]) -> Case:
     """Specs over masks, orders, ragged sizes, grouped heads, head dimensions and dtypes."""
     d = Drawn(draw)
-    queries = d.grid()
+    queries = d.draw(grids(TOKENS))
     keys = queries if d.one_of(True, True, False) else d.other_keys(queries)
-    block = d.one_of(
-        (32, 32), (32, 64), (64, 32), (64, 64), (128, 64), (128, 128), (64, 16), (16, 32)
-    )
+    block = d.one_of(*BLOCKS)
     order = d.order(queries)
     key_order = None
     if keys != queries or d.one_of(False, False, False, True):
         key_order = d.order(keys)
+    # A block map speaks of one stored order, the queries'.
+    d.maps = key_order is None
     spec = Attention(
         queries=queries,
         keys=keys,

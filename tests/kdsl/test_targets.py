@@ -190,3 +190,19 @@ def test_occupancy_equals_nvidias_header(tmp_path: Path) -> None:
     assert [targets.occupancy(*point) for point in points] == expected
     assert len(expected) == len(points) > 4_000
     assert len(set(expected)) > 15
+
+
+@pytest.mark.gpu
+def test_the_gpu_at_hand() -> None:
+    """The limits in the table are those that the driver of the card in this machine states."""
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    said = torch.cuda.get_device_properties(0)
+    target = targets.from_device(said)
+    assert target.capability == (said.major, said.minor)
+    assert target.sms == said.multi_processor_count
+    assert target.smem_optin == said.shared_memory_per_block_optin
+    assert target.warps_sm == said.max_threads_per_multi_processor // 32
+    assert target.l2_bytes == said.L2_cache_size
+    assert target.memory_bytes == pytest.approx(said.total_memory, rel=0.04)

@@ -35,7 +35,7 @@ def test_an_order_walks_its_axes(frames: int, height: int, width: int, order: st
 @pytest.mark.parametrize("order", ["FH", "FFW", "LHW", "FHWF"])
 def test_what_is_no_order_is_refused(order: str) -> None:
     """A missing, doubled or unknown axis is an error that names what is wanted."""
-    with pytest.raises(SpecError, match="each once"):
+    with pytest.raises(SpecError, match="each axis once"):
         stored_to_original(Grid(frames=2, height=2, width=2), order)
 
 

@@ -41,7 +41,7 @@ def configs(spec: Attention) -> list[Config]:
 
 
 def tensors(case: Case, strides: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """q, k, v in the spec's dtype: contiguous, ``[batch, tokens, heads, ...]`` or one kv head spread."""
+    """q, k, v in the spec's dtype: contiguous, tokens before heads, or one key head spread."""
     spec, generator = case.spec, torch.Generator().manual_seed(case.seed)
 
     def made(heads: int, tokens: int) -> torch.Tensor:
@@ -92,5 +92,5 @@ def test_bound_notices_a_missing_key() -> None:
         fewer = Attention(queries=130, keys=129, heads=1, head_dim=64, dtype=dtype)
         wrong = expected(fewer, q, k[:, :, :129], v[:, :, :129])
         beyond = np.abs(wrong.out - right.out) > right.out_error
-        assert beyond.mean() > 0.9
+        assert beyond.any(-1).all()
         assert (np.abs(wrong.lse - right.lse) > right.lse_error).all()

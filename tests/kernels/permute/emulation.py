@@ -75,9 +75,8 @@ class Emulator:
         self.built: dict[str, ctypes.CDLL] = {}
         self.runtime = folder / "cuda_on_cpu.o"
         if not self.runtime.exists():
-            compile_cpp(
-                "-O2", "-c", "-fPIC", str(HERE / "cuda_on_cpu.cpp"), "-o", str(self.runtime)
-            )
+            source = str(HERE / "cuda_on_cpu.cpp")
+            compile_cpp("-O2", "-c", "-fPIC", source, "-o", str(self.runtime))
 
     def library(self, source: str) -> ctypes.CDLL:
         """A source as a loaded library."""
@@ -119,7 +118,7 @@ extern "C" const char* launch(unsigned blocks, unsigned threads, unsigned seed,
         results = [Guarded(shape, dtype) for shape, dtype in result_shapes(spec, batch)]
         scratch = np.zeros(max(scratch_words(sizes, batch), 1), np.uint32)
         values = {t.name: t.values for t in spec.tables if t.values is not None}
-        values |= {k: v for k, v in (tables or {}).items()}
+        values.update(tables or {})
         held = [np.ascontiguousarray(values[t.name], t.dtype) for t in spec.tables]
         strides = [s if n > 1 else 0 for n, s in zip(x.shape[:3], x.strides[:3], strict=True)]
         launch = plan(
@@ -132,14 +131,15 @@ extern "C" const char* launch(unsigned blocks, unsigned threads, unsigned seed,
             [t.ctypes.data for t in held],
         )
         base = x if x.base is None or not isinstance(x.base, np.ndarray) else x.base
-        self._launch(spec, config, launch, [x, base, scratch], seed)
+        self.launch(spec, config, launch, [x, base, scratch], seed)
         for r in results:
             r.check()
         return tuple(r.array for r in results)
 
-    def _launch(
+    def launch(
         self, spec: Permute, config: Config, launch: Launch, inputs: Sequence[Array], seed: int
     ) -> None:
+        """Run a launch that may read ``inputs``; EmulationError says what went wrong."""
         library = self.kernel(spec, config, len(launch.arguments))
         ranges = [n for a in inputs for n in extent(a)]
         library.set_readable((ctypes.c_longlong * len(ranges))(*ranges), len(inputs))

@@ -296,3 +296,6 @@ def test_sources_are_one_pool() -> None:
     found = lookup(KEY, legal=lambda c: None, sources=sources)
     assert found.config == {"block_q": 64}
     assert lookup(KEY, legal=lambda c: None, sources=sources[::-1]) == found
+    lucky, usual = _row(KEY, 64, 1.0), _row(KEY, 64, 5.0)
+    sources = [MemorySource(usual), MemorySource([*usual, *lucky])]
+    assert lookup(KEY, legal=lambda c: None, sources=sources).expected_us == 1.0

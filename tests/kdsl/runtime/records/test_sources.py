@@ -112,3 +112,29 @@ def test_dangling_rows_are_left_out() -> None:
         ]
     )
     assert source.trials(workload.id) == source.trials("no such id") == []
+
+
+def test_a_row_in_two_files_is_one_row() -> None:
+    """Reading the same lines twice, or as rows and as lines, gives each trial once."""
+    device, tools = Device(name="h100", cc=90, sms=132), Toolchain(kdsl="0")
+    workload = Workload(op="attention", program="p", dtypes={}, dims={})
+    candidate = Candidate(space_hash="", params={})
+    row = Measurement(
+        workload_id=workload.id,
+        device_id=device.id,
+        toolchain_id=tools.id,
+        candidate_id=candidate.id,
+        run_id="0",
+        kind="measured",
+        status="wrong",
+        reason="off",
+        binary_hash="beef",
+        created="",
+    )
+    rows: list[Row] = [device, tools, workload, candidate, row]
+    raw = [jsonl.Raw(r.table, r.id, r.content()) for r in rows]
+    unnamed = [line._replace(said_id="") for line in raw]
+    source = MemorySource(rows, raw=[*raw, *unnamed, *raw])
+    assert [t.measurement for t in source.trials(workload.id)] == [row]
+    assert source.condemned() == {"beef"}
+    assert MemorySource(raw=raw).trials(workload.id) == source.trials(workload.id)

@@ -1,0 +1,46 @@
+"""The built-in choice of a configuration: an ordered list, of which the first legal one is taken.
+
+Hopper's entries are from an H100 (docs/performance.md); the others are untested guesses that keep
+registers and shared memory in bounds until the database has rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kdsl.kernels.attention.config import Config
+from kdsl.specs import Attention
+from kdsl.targets import Target
+
+MANY_PARTIAL = 0.25
+"""Share of partial blocks from which the mask decides the time, and small tiles win."""
+
+
+def preferences(spec: Attention, target: Target, partial_share: float) -> Iterator[Config]:
+    """Configurations from the most to the least wanted; the last ones fit almost anything."""
+    if spec.dtype != "float32":
+        if target.capability[0] in (9, 10):
+            yield from _hopper(spec, partial_share)
+        else:
+            warps = 8 if spec.head_dim > 64 else 4
+            yield from (Config(128, 64, warps, n) for n in (3, 2, 1))
+        for m, n in ((64, 64), (64, 32), (32, 32)):
+            yield from (Config(m, n, 4, stages) for stages in (3, 2, 1))
+    # Without tensor cores a tile's products live in plain registers.
+    yield from (Config(32, 32, 4, stages) for stages in (2, 1))
+    rows, columns = (min(n, 32) for n in spec.block)
+    yield from (Config(rows, columns, warps, 1) for warps in (4, 2, 1))
+
+
+def _hopper(spec: Attention, partial_share: float) -> Iterator[Config]:
+    if partial_share > MANY_PARTIAL:
+        yield Config(64, 64, 4, 3, "descriptor")
+        yield Config(64, 64, 4, 3)
+    if spec.head_dim > 64:
+        yield Config(128, 64, 4, 2, "descriptor")
+        yield Config(128, 128, 8, 3)
+        yield Config(128, 64, 8, 2)
+    else:
+        yield Config(128, 128, 4, 2, "descriptor")
+        yield Config(128, 128, 4, 2)
+    yield Config(64, 64, 4, 2, "descriptor")

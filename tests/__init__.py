@@ -1,0 +1,1 @@
+"""Tests mirror the packages; `strategies` makes random grids, expressions, masks and orders."""
