@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -104,13 +105,15 @@ def _words(given: argparse.Namespace) -> list[str]:
 def _resumed(given: argparse.Namespace) -> argparse.Namespace:
     """The command line of the last run that was cut off, with what is given now over it.
 
-    Only the newest run of a GPU and its workloads counts: one that went on from another replaces
-    it.
+    Only this machine's runs, and of a GPU and its workloads the newest: one that went on from
+    another replaces it.
     """
     with Store(given.storage) as store:
+        here = store.pseudonym(socket.gethostname())
         runs = [row for row in store.rows() if isinstance(row, Run)]
     whole = {row.closes for row in runs if row.closes and row.complete}
-    opened = sorted((row for row in runs if not row.closes), key=lambda row: row.started)
+    own = (row for row in runs if not row.closes and row.host == here)
+    opened = sorted(own, key=lambda row: row.started)
     seen = set()
     for row in reversed(opened):
         words = shlex.split(row.command)

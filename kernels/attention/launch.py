@@ -113,7 +113,7 @@ def launch(
         GROUP=spec.group, D0=d0, D1=d1, MASK_M=spec.block[0], MASK_N=spec.block[1],
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, DESCRIBED=described,
         LSE=spec.return_lse, PRECISION="ieee",
-        num_warps=config.num_warps, num_stages=config.num_stages,
+        num_warps=config.num_warps, num_stages=config.num_stages, enable_fp_fusion=True,
     )  # fmt: skip
     return out, lse
 
