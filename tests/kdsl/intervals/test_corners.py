@@ -41,6 +41,7 @@ RULES: dict[str, Rule] = {
     # Comparisons that come out the same everywhere, though no node is constant.
     "never": lambda q, k: q + 1 - q != 1,
     "always": lambda q, k: ~(q + 3 - q < 2),
+    "never less": lambda q, k: ~(q + 1 - q < 2),
     "parts": lambda q, k: (q - k) + (k - q) == 0,
     "not equal": lambda q, k: ~(q - q + k - k + 2 == 2) | (k < q),
     # Forms that skip values, where both ends lie on either side.
