@@ -167,7 +167,7 @@ def test_a_gpu_in_use_is_refused(call: Call, tmp_path: Path) -> None:
 def test_an_ill_gpu_ends_the_run(call: Call, tmp_path: Path) -> None:
     """A GPU that fails with what it could do is exit code 1 with the reason; rows before it stay,
     and the run counts as cut off."""
-    faults = (({"num_stages": 3}, "illegal_access"),)
+    faults = (({"num_warps": 8}, "illegal_access"),)
     card = FakeCard(base_us=100.0, faults=faults, scar=tmp_path / "scar")
     words = ("--gpu", "h100", "--spec", write_spec(tmp_path), "--budget", "40")
     code, _, err = call(*words, hardware=FakeHardware("h100", card))

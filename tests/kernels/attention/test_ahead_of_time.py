@@ -71,8 +71,8 @@ for gpu, name, change in CASES:
         "grouped": lambda: Attention(tokens=grid, heads=4, kv_heads=1, head_dim=96,
                                      mask=masks.window(grid, (1, 3, 3)),
                                      order=orders.axes(grid, "HWF"), block=(32, 32)),
-        "table": lambda: Attention(tokens=256, heads=2, head_dim=64, mask=masks.blocks("plan", block=(64, 64)),
-                                   block=(64, 64)),
+        "table": lambda: Attention(tokens=256, heads=2, head_dim=64, block=(64, 64),
+                                   mask=masks.blocks("plan", block=(64, 64))),
     }[name]()
     tables = {t.name: np.ones(t.shape, np.uint8) for t in spec.open_tables}
     tunable = tunable_for(spec, tables)
