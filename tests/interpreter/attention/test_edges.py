@@ -202,6 +202,26 @@ def test_bound_tables_and_tables_of_the_call() -> None:
     wanted["1"].check(*bound(q, k, v))
 
 
+@pytest.mark.parametrize("made", ["list", "inverse", "outer", "inner", "undone", "heads"])
+def test_orders_that_come_with_the_call(made: str) -> None:
+    """A list given with the call is an order, and so is what is made of it."""
+    grid = Grid(height=9, width=7, text=3)
+    listed = orders.table(Table("sequence", grid.tokens), grid)
+    axes, known = orders.axes(grid, "WH"), orders.table(np.roll(np.arange(66), 5), grid)
+    order = {
+        "list": listed,
+        "inverse": ~listed,
+        "outer": listed @ axes,
+        "inner": known @ listed,
+        "undone": axes @ ~listed,
+        "heads": orders.per_head([listed, ~listed]),
+    }[made]
+    spec = attention(queries=grid, keys=grid, heads=2, order=order, mask=masks.window(grid, (5, 3)))
+    q, k, v = inputs(spec)
+    tables = {"sequence": np.random.default_rng(4).permutation(grid.tokens)}
+    expected(spec, q, k, v, tables).check(*operator(spec)(q, k, v, tables=tables))
+
+
 def test_block_rows_as_a_table() -> None:
     """A block map comes as a boolean map or as rows of blocks."""
     grid = Grid(height=8, width=12)
