@@ -26,7 +26,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU by name."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
-    monkeypatch.setattr(rows, "versions", lambda: {})
+    monkeypatch.setattr(rows, "versions", dict)
 
 
 def finished(folder: Path, *reports: Any, add: bool = False) -> dict[str, Any]:
