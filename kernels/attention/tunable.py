@@ -79,8 +79,14 @@ class AttentionTunable:
                 return f"{target.name} has no tensor descriptors"
             if not describable(self.spec):
                 return "tensor descriptors need the original order"
-        if config.num_warps > 4 and config.block_m * config.block_n // (config.num_warps * 32) < 8:
+        each = config.block_m * config.block_n // (config.num_warps * 32)
+        single = self.spec.dtype == "float32"
+        if config.num_warps > 4 and each < (4 if single else 8):
             return "too many warps for the tile"
+        # Without tensor cores the products are unrolled: beyond this compilation takes minutes and
+        # most of a tile lies in local memory.
+        if single and each * self.spec.head_dim > 1024:
+            return f"{each * self.spec.head_dim} multiply-adds a thread and product, 1024 at most"
         # Accumulators alone: beyond this they spill far and wide, and compile for minutes.
         first, second = head_parts(self.spec.head_dim)
         held = config.block_m * (first + second + config.block_n) // (config.num_warps * 32)
