@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from kdsl.blocks import Blocks
 from kdsl.errors import ConfigError
-from kdsl.kernels.attention import generate, orders
+from kdsl.kernels.attention import generate
+from kdsl.kernels.attention import tables as leaf_tables
 from kdsl.kernels.attention.config import (
     ARCHITECTURES,
     ITEM_BYTES,
@@ -238,7 +239,7 @@ def describe_compile(
         signature[name] = "*i32"
         divisible.append(name)
     types = {"int32": "*i32", "int16": "*i16", "uint8": "*u8", "int8": "*i8"}
-    held = orders.tables(spec)
+    held = leaf_tables.tables(spec)
     signature["tables"] = tuple(types[table_dtype(t)] for t in held)
     divisible += [("tables", i) for i in range(len(held))]
     for name in "qkvo":
