@@ -107,7 +107,7 @@ def _storage(parser: argparse.ArgumentParser) -> None:
         "--storage",
         metavar="PATH",
         type=storage_path,
-        help="the database (default: KDSL_DB, or kdsl/tuning.db in the user's cache folder)",
+        help="the database (default: KDSL_DB, or kdsl/tuning.sqlite in the data folder)",
     )
 
 

@@ -45,7 +45,13 @@ def build(
     if isinstance(spec, Permute):
         from kdsl.runtime.permute import PermuteOperator
 
-        return PermuteOperator(spec, target, _pick(backend, "cuda", target), config, here, tables)
+        picked = _pick(backend, "cuda", target)
+        if picked == "cuda" and target is None:
+            raise UnsupportedError(
+                "there is no GPU here for the CUDA kernel",
+                hint='gpu="a100" to look at it, or backend="reference"',
+            )
+        return PermuteOperator(spec, target, picked, config, mode, here, tables)
     from kdsl.runtime.attention import AttentionOperator, interpreting
 
     picked = _pick(backend, "triton", target)

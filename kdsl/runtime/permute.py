@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from kdsl.errors import ConfigError, InputError, UnsupportedError
+from kdsl.draw import show_order
+from kdsl.errors import InputError
 from kdsl.kernels.permute import config as settings
 from kdsl.kernels.permute import generate
+from kdsl.kernels.permute.tunable import PermuteTunable, traffic
 from kdsl.reference.permute import permute as reference_permute
-from kdsl.runtime.arrays import like, say_once
-from kdsl.runtime.checks import check_finite
-from kdsl.runtime.choice import Choice
-from kdsl.runtime.operator import Operator, Tables, array_tables
+from kdsl.runtime.arrays import like, say_once, uploaded
+from kdsl.runtime.checks import check_finite, check_permuted
+from kdsl.runtime.choice import Choice, settle
+from kdsl.runtime.operator import Operator, Tables, array_tables, named, require_values
+from kdsl.runtime.predict import predict_us
 from kdsl.specs import Permute
 from kdsl.targets import Target
 
@@ -32,36 +34,51 @@ class PermuteOperator(Operator):
         target: Target | None,
         backend: str,
         config: Mapping[str, Any] | None,
+        mode: str,
         here: bool,
         fixed: Tables | None = None,
     ) -> None:
         self.spec, self.target, self.backend, self.here = spec, target, backend, here
-        self.fixed, self.given = dict(fixed or {}), config
-        self.choice: Choice | None = None
-        if target is not None and backend != "reference":
-            self.choice = _choose(spec, config)
+        self.given, self.mode = config, mode
+        self.fixed = array_tables(spec, fixed)
+        for table in spec.open_tables:
+            if table.name in self.fixed:
+                self.fixed[table.name] = table.checked(self.fixed[table.name])
+        self.tunable = PermuteTunable(spec, self.fixed)
+        self.choice: Choice | None = settle(
+            self.tunable, target, backend, config, mode, here=here, tables=self.fixed
+        )
 
     def __call__(self, *tensors: Any, tables: Tables | None = None, check: bool = False) -> Any:
-        """The stored sequence of ``x``, or with a layout (codes, float32 scales)."""
-        (x,) = self._one(tensors)
+        """The stored sequence of ``x``, or with a layout (codes, float32 scales).
+
+        ``check`` also sees that orders known only at the call are bijections.
+        """
+        x = check_permuted(self.spec, tensors)
+        values = {**self.fixed, **named(self.spec, tables)}
+        require_values(self.spec, values)
         if check:
             check_finite({"x": x})
-        values = {**self.fixed, **(tables or {})}
+            self.spec.order.index(array_tables(self.spec, values))
         if self.backend == "reference":
-            if self.target is None:
-                say_once()
-            out = reference_permute(self.spec, x, array_tables(values))
-            if self.spec.layout is None:
-                return like(np.asarray(out), x)
-            codes, scales = out
-            return like(codes, x, np.int8), like(scales, x, np.float32)
-        if not self.here:
-            assert self.target is not None
-            raise UnsupportedError(
-                f"this operator was built for {self.target.name}, which is not here",
-                hint="op.source, op.explain(), op.cost(); or kdsl.build(spec) for this machine",
-            )
-        return self._runner(x, values)
+            return self._by_reference(x, values)
+        self.require_here()
+        if not isinstance(x, np.ndarray):
+            return self._runner(x, values)
+        out = self._runner(uploaded(x, self.spec.dtype, "cuda"), values)
+        return self._like(out if self.spec.layout else (out,), x)
+
+    def _by_reference(self, x: Any, values: Tables) -> Any:
+        if self.target is None:
+            say_once()
+        out = reference_permute(self.spec, x, array_tables(self.spec, values))
+        return self._like(out if self.spec.layout else (out,), x)
+
+    def _like(self, results: Any, x: Any) -> Any:
+        if self.spec.layout is None:
+            return like(results[0], x)
+        codes, scales = results
+        return like(codes, x, np.int8), like(scales, x, np.float32)
 
     @cached_property
     def _runner(self) -> Any:
@@ -72,13 +89,10 @@ class PermuteOperator(Operator):
 
     def reference(self, *tensors: Any, tables: Tables | None = None) -> Any:
         """The same in NumPy, bit for bit."""
-        (x,) = self._one(tensors)
-        return reference_permute(self.spec, x, array_tables({**self.fixed, **(tables or {})}))
-
-    def _one(self, tensors: tuple[Any, ...]) -> tuple[Any]:
-        if len(tensors) != 1 or not hasattr(tensors[0], "shape"):
-            raise InputError(f"permute takes one tensor, got {len(tensors)}", hint="op(x)")
-        return (tensors[0],)
+        x = check_permuted(self.spec, tensors, any_dtype=True)
+        values = {**self.fixed, **array_tables(self.spec, tables)}
+        require_values(self.spec, values)
+        return reference_permute(self.spec, x, values)
 
     @property
     def source(self) -> str:
@@ -88,56 +102,30 @@ class PermuteOperator(Operator):
 
     def cost(self) -> Mapping[str, float]:
         """Bytes of a call with one batch item and, for a named GPU, the time to move them."""
-        spec = self.spec
-        shape = (1, spec.heads, spec.grid.tokens, spec.head_dim)
-        read = math.prod(shape) * settings.ITEM_BYTES[spec.dtype]
-        written = spec.layout.nbytes(shape) if spec.layout else read
-        # Scales over many tokens cost a second reading.
-        bytes_ = float(read * (2 if settings.method(spec) == "GROUPS" else 1) + written)
-        out = {"flop": 0.0, "bytes": bytes_}
-        if self.target is not None:
-            from kdsl.runtime.predict import BANDWIDTH, LAUNCH_US
-
-            seconds = bytes_ / max(self.target.bandwidth * BANDWIDTH, 1.0)
-            out["predicted_us"] = seconds * 1e6 + LAUNCH_US
+        out = {"flop": 0.0, "bytes": float(traffic(self.spec).total)}
+        if self.choice is not None and self.target is not None:
+            work = self.tunable.work(self.choice.params, self.target)
+            out["bytes"] = work.bytes
+            out["predicted_us"] = self.choice.predicted_us or predict_us(work, self.target)
+            if self.choice.measured_us is not None:
+                out["measured_us"] = self.choice.measured_us
         return out
 
     def explain(self) -> str:
-        """Backend, configuration and cost."""
-        spec, cost = self.spec, self.cost()
-        where = self.target.name if self.target else "no GPU: NumPy reference"
-        where += ", not here" if self.target and not self.here else ""
-        shape = f"{spec.heads} heads x {spec.grid.tokens} tokens x head_dim {spec.head_dim}"
-        lines = [
-            f"permute    {shape}, {spec.dtype}{f' to {spec.layout.code}' if spec.layout else ''}",
-            f"order      {spec.order!r}",
-            f"backend    {self.backend} ({where})",
-        ]
-        if self.choice is not None:
-            chosen = ", ".join(f"{k}={v}" for k, v in self.choice.params.items())
-            lines += [f"config     {chosen}", *(f"           {x}" for x in self.choice.lines)]
-        lines.append(f"work       {cost['bytes'] / 1e6:.1f} MB")
-        if "predicted_us" in cost:
-            lines.append(f"predicted  {cost['predicted_us']:.0f} us")
-        return "\n".join(lines)
+        """Backend, configuration and its source, and cost, line by line."""
+        from kdsl.runtime.explain import explain_permute
+
+        return explain_permute(self)
+
+    def show(self, head: int = 0, **options: Any) -> str:
+        """Where the tokens of one head go: stored positions on the grid, frame by frame."""
+        if not 0 <= head < self.spec.heads:
+            raise InputError(f"head={head}", hint=f"0 to {self.spec.heads - 1}")
+        return show_order(self.spec.order, head=head, tables=self.fixed, **options)
 
     def bind(self, tables: Tables) -> PermuteOperator:
         """The operator with values for its open tables."""
+        values = {**self.fixed, **array_tables(self.spec, tables)}
         return PermuteOperator(
-            self.spec, self.target, self.backend, self.given, self.here, {**self.fixed, **tables}
+            self.spec, self.target, self.backend, self.given, self.mode, self.here, values
         )
-
-
-def _choose(spec: Permute, given: Mapping[str, Any] | None) -> Choice:
-    default = settings.default(spec)
-    if given is None:
-        return Choice(default.to_json(), "rule", ("rule: the built-in default",))
-    config = settings.Config.from_json({**default.to_json(), **given})
-    reason = settings.problem(spec, config)
-    if reason:
-        raise ConfigError(
-            f"the given configuration is illegal: {reason}",
-            where=repr(dict(given)),
-            hint=f"for instance {default.to_json()}",
-        )
-    return Choice(config.to_json(), "given", ("given: used as it is",))

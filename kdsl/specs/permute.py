@@ -66,6 +66,11 @@ class Permute:
         """Every table of the orders, in the order kernels take them."""
         return tables_of([o.expr for o in self.order.parts])
 
+    @property
+    def open_tables(self) -> tuple[Table, ...]:
+        """Tables whose values come with the call."""
+        return tuple(t for t in self.tables if t.values is None)
+
     def to_json(self) -> dict[str, Any]:
         """The canonical form."""
         return {

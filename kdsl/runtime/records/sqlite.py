@@ -35,18 +35,21 @@ _NETWORK = frozenset(
 
 
 def default_path() -> Path:
-    """``KDSL_DB``, else ``kdsl/tuning.db`` in the user's cache folder."""
+    """``KDSL_DB``, else ``kdsl/tuning.sqlite`` in the user's data folder.
+
+    Not the cache folder, which people empty: rows are hours of a GPU.
+    """
     named = os.environ.get("KDSL_DB")
     if named:
         return Path(named).expanduser()
     if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
+        base = Path.home() / "Library" / "Application Support"
     elif sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     else:
-        given = os.environ.get("XDG_CACHE_HOME", "")
-        base = Path(given) if given.startswith("/") else Path.home() / ".cache"
-    return base / "kdsl" / "tuning.db"
+        given = os.environ.get("XDG_DATA_HOME", "")
+        base = Path(given) if given.startswith("/") else Path.home() / ".local" / "share"
+    return base / "kdsl" / "tuning.sqlite"
 
 
 def sql(text: str, dialect: Literal["sqlite", "postgresql"] = "sqlite") -> str:
@@ -131,6 +134,10 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
     Raises :class:`~kdsl.errors.StoreError` for network file systems, unwritable paths, files that
     are no database, and databases of a newer version.
     """
+    if path.is_dir():
+        raise StoreError(
+            f"the tuning database {path} is a folder", hint=f"KDSL_DB={path / 'tuning.sqlite'}"
+        )
     refuse_network(path)
     if write:
         try:

@@ -31,16 +31,28 @@ def test_import_is_light() -> None:
 
 
 def test_where_the_database_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """KDSL_DB first, then the cache folder that XDG names, if it is absolute, then ~/.cache."""
+    """KDSL_DB first, then the data folder that XDG names, if it is absolute, then ~/.local/share.
+
+    Never the cache folder, which people empty.
+    """
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("HOME", "/h")
     monkeypatch.setenv("KDSL_DB", "~/x.db")
     assert sqlite.default_path() == Path("/h/x.db")
     monkeypatch.delenv("KDSL_DB")
     monkeypatch.setenv("XDG_CACHE_HOME", "/c")
-    assert sqlite.default_path() == Path("/c/kdsl/tuning.db")
-    monkeypatch.setenv("XDG_CACHE_HOME", "c")
-    assert sqlite.default_path() == Path("/h/.cache/kdsl/tuning.db")
+    monkeypatch.setenv("XDG_DATA_HOME", "/d")
+    assert sqlite.default_path() == Path("/d/kdsl/tuning.sqlite")
+    monkeypatch.setenv("XDG_DATA_HOME", "d")
+    assert sqlite.default_path() == Path("/h/.local/share/kdsl/tuning.sqlite")
+
+
+def test_a_folder_is_no_database(tmp_path: Path) -> None:
+    """A folder where the database should be is called one, with the path that would work."""
+    for write in (False, True):
+        with pytest.raises(StoreError, match="is a folder") as caught:
+            sqlite.connect(tmp_path, write=write)
+        assert caught.value.hint == f"KDSL_DB={tmp_path / 'tuning.sqlite'}"
 
 
 def test_network_file_systems_are_refused(tmp_path: Path) -> None:
