@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 
 from kdsl.autotune.cli.arguments import COMMANDS, Usage, command_parser, tune_parser
 from kdsl.autotune.cli.hardware import Hardware
-from kdsl.errors import KdslError
+from kdsl.errors import KdslError, UnsupportedError
 
 __all__ = ["main"]
 
@@ -28,6 +29,11 @@ def main(
             from kdsl.autotune.cli import show
 
             return show.run(command_parser().parse_args(given))
+        if find_spec("optuna") is None:
+            raise UnsupportedError(
+                "the tuner needs optuna, which is not installed",
+                hint='pip install "kdsl-kernels[tune]"',
+            )
         from kdsl.autotune.cli.tune import tune
 
         return tune(tune_parser().parse_args(given), hardware())

@@ -15,7 +15,8 @@ from kdsl import targets
 from kdsl.autotune.children import Child
 from kdsl.autotune.compiling import Built, CompilePool
 from kdsl.autotune.compiling.limits import Limit
-from kdsl.errors import UnsupportedError
+from kdsl.autotune.compiling.worker import build
+from kdsl.errors import StoreError, UnsupportedError
 from kdsl.runtime.aot import compile_for
 from kdsl.work import AheadOfTime
 from tests.autotune.made_up import small_job
@@ -23,6 +24,7 @@ from tests.autotune.made_up import small_job
 WORKERS = """
 import os, signal, time
 from kdsl.autotune.compiling import Built
+from kdsl.errors import StoreError
 
 def compiler(link):
     link.send("")
@@ -32,6 +34,9 @@ def compiler(link):
             time.sleep(3600)
         if what.entry == "slow":
             time.sleep(0.6)
+        if what.entry == "full":
+            link.send(StoreError("no room", where="/tmp", hint="free some"))
+            continue
         if what.entry == "die":
             os.kill(os.getpid(), signal.SIGABRT)
         link.send(Built("ok", registers=len(what.entry), binary_hash=str(os.getpid())))
@@ -185,3 +190,30 @@ def test_a_real_kernel_comes_back_with_its_resources(tmp_path: Path) -> None:
     )
     assert refused.status == "compile_error"
     assert "attention_forward" in refused.reason
+
+
+def test_what_the_machine_lacks_is_raised(pool: Callable[..., CompilePool]) -> None:
+    """A full disk in a compiling process is an error here, in its own words, and no result."""
+    one = pool(1)
+    one.submit("a", what("full"), A100)
+    with pytest.raises(StoreError, match="no room") as caught:
+        one.result("a")
+    assert (caught.value.where, caught.value.hint) == ("/tmp", "free some")
+
+
+def test_the_worker_knows_whose_fault_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache folder that is a file is the machine's fault; broken source is the kernel's."""
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("KDSL_CACHE_DIR", str(blocked / "cache"))
+    job = small_job()
+    described = job.tunable.ahead_of_time(job.tunable.default(A100), A100)
+    found = build(described, A100)
+    assert isinstance(found, StoreError)
+    assert "KDSL_CACHE_DIR" in found.hint
+    nvrtc = AheadOfTime("nonsense", "f", {}, {}, (), {"nvrtc": ()})
+    broken = build(nvrtc, A100)
+    assert isinstance(broken, Built)
+    assert broken.status == "compile_error"
