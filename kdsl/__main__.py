@@ -10,7 +10,6 @@ import sys
 
 from kdsl.errors import KdslError
 
-
 WIDTH = 120
 """Columns where the output is no terminal."""
 
