@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -14,22 +15,32 @@ from kdsl.kernels.attention import orders
 from kdsl.specs import Attention
 
 TEMPLATE = Path(__file__).parent / "forward.py"
+TILES = Path(__file__).parent / "tiles.py"
+IMPORT = re.compile(r"from kdsl\.kernels\.attention\.tiles import \(\n(?:    \w+,\n)+\)\n")
 BEGIN = "# --- leaves: replaced by generated functions of the same names ---\n"
 END = "# --- end of leaves ---\n"
 
 
 @cache
-def template_hash() -> str:
-    """Changes with the template, and with the modules that print leaves into it."""
-    parts = (TEMPLATE, Path(__file__), Path(orders.__file__), Path(triton_source.__file__))
+def template_hash(template: Path = TEMPLATE) -> str:
+    """Changes with the template, what it shares with others, and what prints leaves into it."""
+    printers = (Path(__file__), Path(orders.__file__), Path(triton_source.__file__))
+    parts = (template, TILES, *printers)
     return hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()[:16]
 
 
-def source(spec: Attention) -> str:
-    """The complete kernel file for a spec: the template with the spec's leaves."""
-    before, rest = TEMPLATE.read_text().split(BEGIN)
+def source(spec: Attention, template: Path = TEMPLATE) -> str:
+    """The complete kernel file for a spec: the template, what it shares, the spec's leaves."""
+    before, rest = inlined(template).split(BEGIN)
     _, after = rest.split(END)
-    return before + triton_source.HELPERS.lstrip() + "\n\n" + leaves(spec) + after.lstrip("\n")
+    return before + triton_source.HELPERS + "\n\n" + leaves(spec) + after.lstrip("\n")
+
+
+def inlined(template: Path) -> str:
+    """A template with the text of `tiles` in place of its import: it stands alone."""
+    text = template.read_text()
+    shared = BEGIN + TILES.read_text().split(BEGIN)[1]
+    return IMPORT.sub(lambda _: shared, text)
 
 
 def leaves(spec: Attention) -> str:
