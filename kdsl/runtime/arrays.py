@@ -22,12 +22,12 @@ def like(x: npt.NDArray[Any], model: Any, dtype: Any = None) -> Any:
 _said = False
 
 
-def say_once() -> None:
-    """Warn, once a process, that there is no GPU."""
+def say_once(frames: int = 4) -> None:
+    """Warn, once a process, that there is no GPU; the caller's call is so many frames up."""
     global _said
     if not _said:
         _said = True
         warnings.warn(
             "no CUDA GPU here: kdsl runs the NumPy reference, which is exact and slow",
-            stacklevel=4,
+            stacklevel=frames,
         )

@@ -31,6 +31,11 @@ class Lists:
     rows: int
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """What lies on the device, in the order of the fields."""
+        return [self.start, self.full, self.partial, self.index, self.tiles]
+
+    @property
     def strides(self) -> tuple[int, int]:
         """Entries between batch items and between heads; 0 where they share rows."""
         batch, heads, _ = self.start.shape

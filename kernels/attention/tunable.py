@@ -37,7 +37,7 @@ class AttentionTunable:
     ``tables`` gives the open tables, or a sample of them: the mask that a choice is made for.
     """
 
-    op = "attention"
+    op: str = "attention"
     architectures = ARCHITECTURES
 
     def __init__(
@@ -65,22 +65,9 @@ class AttentionTunable:
             config = Config.from_json(dict(params))
         except ConfigError as error:
             return str(error)
-        if target.capability < min(ARCHITECTURES):
-            return f"{target.name} is below compute capability 8.0"
-        block_q, block_k = self.spec.block
-        if block_q % config.block_m or block_k % config.block_n:
-            tile = f"{config.block_m} x {config.block_n}"
-            return f"tiles of {tile} do not divide blocks of {block_q} x {block_k}"
-        for side, block in ((config.block_m, block_q), (config.block_n, block_k)):
-            if side == 16 < block:
-                return f"a tile side of 16 is for mask blocks of 16 alone, this one is {block}"
-        if config.loads == "descriptor":
-            if target.capability < (9, 0):
-                return f"{target.name} has no tensor descriptors"
-            if not describable(self.spec):
-                return "tensor descriptors need the original order"
-        if config.num_warps > 4 and config.block_m * config.block_n // (config.num_warps * 32) < 8:
-            return "too many warps for the tile"
+        problem = tile_problem(self.spec, config, target)
+        if problem:
+            return problem
         # Accumulators alone: beyond this they spill far and wide, and compile for minutes.
         first, second = head_parts(self.spec.head_dim)
         held = config.block_m * (first + second + config.block_n) // (config.num_warps * 32)
@@ -194,6 +181,27 @@ class AttentionTunable:
     def statistics(self) -> Mapping[str, float]:
         """Mask statistics; empty while a table is unknown."""
         return {} if self.blocks is None else self.blocks.statistics()
+
+
+def tile_problem(spec: Attention, config: Config, target: Target) -> str | None:
+    """Why tiles, loads or warps do not go with a spec and a GPU, or None."""
+    if target.capability < min(ARCHITECTURES):
+        return f"{target.name} is below compute capability 8.0"
+    block_q, block_k = spec.block
+    if block_q % config.block_m or block_k % config.block_n:
+        tile = f"{config.block_m} x {config.block_n}"
+        return f"tiles of {tile} do not divide blocks of {block_q} x {block_k}"
+    for side, block in ((config.block_m, block_q), (config.block_n, block_k)):
+        if side == 16 < block:
+            return f"a tile side of 16 is for mask blocks of 16 alone, this one is {block}"
+    if config.loads == "descriptor":
+        if target.capability < (9, 0):
+            return f"{target.name} has no tensor descriptors"
+        if not describable(spec):
+            return "tensor descriptors need the original order"
+    if config.num_warps > 4 and config.block_m * config.block_n // (config.num_warps * 32) < 8:
+        return "too many warps for the tile"
+    return None
 
 
 def describe_compile(

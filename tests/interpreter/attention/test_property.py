@@ -9,64 +9,19 @@ import torch
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
-from kdsl.kernels.attention.config import Config
 from kdsl.kernels.attention.tunable import AttentionTunable
 from kdsl.runtime import build
 from kdsl.specs import Attention
-from kdsl.targets import get
+from tests.interpreter.calls import configs, tensors
 from tests.interpreter.strategies import Case, cases
 from tests.tolerance import expected
-
-H100 = get("h100")
-
-
-def configs(spec: Attention) -> list[Config]:
-    """Every tile and kind of loads that is legal; warps and stages mean nothing here."""
-    tunable = AttentionTunable(spec)
-    space = tunable.space(H100)
-    return [
-        next(c for c in made if tunable.legal(c.to_json(), H100) is None)
-        for made in (
-            [
-                Config(m, n, warps, stages, loads)
-                for warps in space["num_warps"]
-                for stages in space["num_stages"]
-            ]
-            for m in space["block_m"]
-            for n in space["block_n"]
-            for loads in space["loads"]
-        )
-        if any(tunable.legal(c.to_json(), H100) is None for c in made)
-    ]
-
-
-def tensors(case: Case, strides: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """q, k, v in the spec's dtype: contiguous, tokens before heads, or one key head spread."""
-    spec, generator = case.spec, torch.Generator().manual_seed(case.seed)
-
-    def made(heads: int, tokens: int) -> torch.Tensor:
-        shape = (case.batch, heads, tokens, spec.head_dim)
-        if strides == "tokens first":
-            shape = (case.batch, tokens, heads, spec.head_dim)
-        x = torch.randn(shape, generator=generator).to(getattr(torch, spec.dtype))
-        return x.transpose(1, 2) if strides == "tokens first" else x
-
-    q = made(spec.heads, spec.query_grid.tokens)
-    if strides == "expanded":
-        k, v = (
-            made(1, spec.key_grid.tokens).expand(-1, spec.group_heads, -1, -1) for _ in range(2)
-        )
-    else:
-        k, v = (made(spec.group_heads, spec.key_grid.tokens) for _ in range(2))
-    return q, k, v
-
 
 @given(case=cases(), data=st.data())
 @settings(max_examples=settings.get_profile("ci").max_examples)
 def test_kernel_equals_reference(case: Case, data: Any) -> None:
     """Output and log-sum-exp are within the derived bound, and every element was written."""
     spec = case.spec
-    config = data.draw(st.sampled_from(configs(spec)))
+    config = data.draw(st.sampled_from(configs(AttentionTunable(spec))))
     strides = data.draw(st.sampled_from(("contiguous", "contiguous", "tokens first", "expanded")))
     note(f"{spec!r}\n{config}")
     op = build(spec, gpu="h100", backend="triton", config=config.to_json())

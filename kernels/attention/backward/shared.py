@@ -1,0 +1,1 @@
+def shared_bytes(spec, config, part, target): return 0
