@@ -161,9 +161,10 @@ def table_tensors(
     """Tables in the order the leaves take them, on a device, contiguous."""
     import torch
 
+    held = orders.table_values(spec, tables or {})
     out = []
     for t in orders.tables(spec):
-        values = t.values if t.values is not None else (tables or {})[t.name]
+        values = held[t.name]
         if not isinstance(values, torch.Tensor):
             values = torch.from_numpy(np.array(t.checked(values)))
         out.append(values.to(device=device, dtype=getattr(torch, table_dtype(t))).contiguous())

@@ -1,4 +1,4 @@
-"""Configurations and tensors for calls of attention in the interpreter."""
+"""Configurations and tensors for calls of attention."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import torch
 
 from kdsl.kernels.attention.config import Config
 from kdsl.kernels.attention.tunable import AttentionTunable
-from kdsl.targets import get
+from kdsl.targets import Target, get
+from tests.devices import DEVICE
 from tests.interpreter.strategies import Case
 
 H100 = get("h100")
+STRIDES = ("contiguous", "contiguous", "tokens first", "expanded")
 
 
-def configs(tunable: AttentionTunable) -> list[Config]:
+def configs(tunable: AttentionTunable, target: Target = H100) -> list[Config]:
     """Every tile and kind of loads that is legal; warps and stages mean nothing here."""
-    space = tunable.space(H100)
+    space = tunable.space(target)
     return [
-        next(c for c in made if tunable.legal(c.to_json(), H100) is None)
+        next(c for c in made if tunable.legal(c.to_json(), target) is None)
         for made in (
             [
                 Config(m, n, warps, stages, loads)
@@ -27,7 +29,7 @@ def configs(tunable: AttentionTunable) -> list[Config]:
             for n in space["block_n"]
             for loads in space["loads"]
         )
-        if any(tunable.legal(c.to_json(), H100) is None for c in made)
+        if any(tunable.legal(c.to_json(), target) is None for c in made)
     ]
 
 
@@ -39,7 +41,7 @@ def tensors(case: Case, strides: str) -> tuple[torch.Tensor, torch.Tensor, torch
         shape = (case.batch, heads, tokens, spec.head_dim)
         if strides == "tokens first":
             shape = (case.batch, tokens, heads, spec.head_dim)
-        x = torch.randn(shape, generator=generator).to(getattr(torch, spec.dtype))
+        x = torch.randn(shape, generator=generator).to(DEVICE, getattr(torch, spec.dtype))
         return x.transpose(1, 2) if strides == "tokens first" else x
 
     q = made(spec.heads, spec.query_grid.tokens)

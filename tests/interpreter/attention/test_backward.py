@@ -1,15 +1,19 @@
-"""Gradients in the interpreter: random specs and edges equal the reference."""
+"""Gradients: random specs and edges equal the reference.
+
+In the interpreter here; `tests/kernels/attention/test_gpu_backward.py` runs the same on a GPU.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, note, settings
+from hypothesis import given, note
 from hypothesis import strategies as st
 
 from kdsl import masks, orders
@@ -22,7 +26,8 @@ from kdsl.kernels.attention.tunable import AttentionTunable
 from kdsl.runtime import build, codecache
 from kdsl.runtime.attention import AttentionOperator
 from kdsl.specs import Attention
-from tests.interpreter.calls import configs, tensors
+from tests.devices import DEVICE, GPU
+from tests.interpreter.calls import STRIDES, configs, tensors
 from tests.interpreter.strategies import Case, cases
 from tests.tolerance import expected_gradients
 
@@ -42,7 +47,7 @@ def operator(spec: Attention, loads: str = "pointer") -> AttentionOperator:
     """Forward and backward in small tiles."""
     config = {**SMALL, "loads": loads}
     parts = dict.fromkeys(PARTS, config)
-    op = build(spec, gpu="h100", backend="triton", config=config, backward=parts)
+    op = build(spec, gpu=GPU, backend="triton", config=config, backward=parts)
     assert isinstance(op, AttentionOperator)
     return op
 
@@ -63,31 +68,35 @@ def inputs(spec: Attention, batch: int = 1, seed: int = 0) -> Any:
     """q, k, v, and a gradient of the output."""
     q, k, v = tensors(Case(spec, {}, batch, seed), "contiguous")
     generator = torch.Generator().manual_seed(seed + 1)
-    return q, k, v, torch.randn(q.shape, generator=generator).to(q.dtype)
+    return q, k, v, torch.randn(q.shape, generator=generator).to(DEVICE, q.dtype)
 
 
-@given(case=cases(), data=st.data())
-@settings(max_examples=settings.get_profile("ci").max_examples)
-def test_gradients_equal_the_reference(case: Case, data: Any) -> None:
-    """dQ, dK, dV are within the derived bound for any mask, order, group, tile and strides; the
-    gradient of the log-sum-exp counts where the spec returns it."""
+def check(case: Case, chosen: Mapping[str, Config], strides: str) -> None:
+    """dQ, dK, dV are within the derived bound; the gradient of the log-sum-exp counts where the
+    spec returns it."""
     spec = case.spec
-    tunable = AttentionTunable(spec)
-    chosen = {p: data.draw(st.sampled_from(configs(BackwardTunable(tunable, p)))) for p in PARTS}
-    strides = data.draw(st.sampled_from(("contiguous", "contiguous", "tokens first", "expanded")))
-    note(f"{spec!r}\n{chosen}")
-    op = build(
-        spec, gpu="h100", backend="triton", backward={p: c.to_json() for p, c in chosen.items()}
-    )
+    note(f"{spec!r}\n{chosen}\n{strides}")
+    parts = {part: config.to_json() for part, config in chosen.items()}
+    op = build(spec, gpu=GPU, backend="triton", backward=parts)
     q, k, v = tensors(case, strides)
     generator = torch.Generator().manual_seed(case.seed + 1)
-    dout = torch.randn(q.shape, generator=generator).to(q.dtype)
-    dlse = torch.randn(q.shape[:3], generator=generator) if spec.return_lse else None
+    dout = torch.randn(q.shape, generator=generator).to(DEVICE, q.dtype)
+    dlse = None
+    if spec.return_lse:
+        dlse = torch.randn(q.shape[:3], generator=generator).to(DEVICE)
     found = gradients(op, (q, k, v), dout, dlse, tables=case.tables)
     for gradient, x in zip(found, (q, k, v), strict=True):
         assert gradient.dtype == x.dtype
         assert gradient.shape == x.shape
     expected_gradients(spec, q, k, v, dout, case.tables, dlse=dlse).check(*found)
+
+
+@given(case=cases(), data=st.data())
+def test_gradients_equal_the_reference(case: Case, data: Any) -> None:
+    """Any mask, order, ragged size, grouping, head dimension, tile and strides."""
+    tunable = AttentionTunable(case.spec)
+    chosen = {p: data.draw(st.sampled_from(configs(BackwardTunable(tunable, p)))) for p in PARTS}
+    check(case, chosen, data.draw(st.sampled_from(STRIDES)))
 
 
 @LOADS
@@ -97,7 +106,7 @@ def test_rows_and_columns_without_a_pair(loads: str) -> None:
     mask = masks.predicate(lambda q, k: (q >= 40) & (k < 50) & (k <= q))
     spec = attention(96, mask=mask, return_lse=True)
     q, k, v, dout = inputs(spec)
-    dlse = torch.ones((1, 1, 96))
+    dlse = torch.ones((1, 1, 96), device=DEVICE)
     found = gradients(operator(spec, loads), (q, k, v), dout, dlse)
     expected_gradients(spec, q, k, v, dout, dlse=dlse).check(*found)
     assert bool((found[0][0, 0, :40] == 0).all())
@@ -175,7 +184,7 @@ def test_gradients_in_odd_strides() -> None:
     """A gradient that was expanded, transposed or reversed in memory counts as its values do."""
     spec = attention(50, heads=2)
     op, (q, k, v, dout) = operator(spec, "descriptor"), inputs(spec)
-    spread = torch.ones((1, 1, 1, 1), dtype=dout.dtype).expand(dout.shape)
+    spread = torch.ones((1, 1, 1, 1), dtype=dout.dtype, device=DEVICE).expand(dout.shape)
     turned = dout.transpose(1, 2).contiguous().transpose(1, 2)
     for given in (spread, turned):
         found = gradients(op, (q, k, v), given)
@@ -206,7 +215,7 @@ def test_source_stands_alone(tmp_path: Path) -> None:
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
     blocks, config = op.blocks(), Config(**SMALL)
-    held, turned = forward.lists(blocks, 1, "cpu"), launch.inverted(blocks, spec, "cpu")
+    held, turned = forward.lists(blocks, 1, DEVICE), launch.inverted(blocks, spec, DEVICE)
     whole = attention(40, return_lse=True)
     out, lse = forward.launch(
         codecache.load(op.source), whole, config, held, (q, k, v)
