@@ -18,7 +18,9 @@ SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 POINTERS = {"int32": "*i32", "int16": "*i16", "uint8": "*u8", "int8": "*i8"}
 
 
-def describe(spec: Attention, config: Config, part: Part, source: str, lists: Blocks | None) -> Any:
+def describe(
+    spec: Attention, config: Config, part: Part, source: str, lists: Blocks | None
+) -> AheadOfTime:
     """Types and constants of one kernel, for aligned, contiguous tensors.
 
     ``lists`` are those that the kernel reads, None where a table is not known.  Triton makes a
@@ -42,13 +44,15 @@ def describe(spec: Attention, config: Config, part: Part, source: str, lists: Bl
     signature: dict[str, Any] = {"level": "*fp32", "delta": "*fp32"}
     outputs = ("dk", "dv") if part == "keys" else ("dq",)
     signature |= dict.fromkeys(outputs, "*fp32" if spread and part == "keys" else f"*{short}")
-    for name, n in zip(("q", "k", "v", "do"), _tiles(config), strict=True):
-        signature[name] = f"tensordesc<{short}[1, 1, {n}, {d0}]>" if described else f"*{short}"
-        if described and d1:
-            signature[f"{name}_tail"] = f"tensordesc<{short}[1, 1, {n}, {d1}]>"
-        else:
-            constants[f"{name}_tail"] = None
+    for name in ("q", "k", "v", "do"):
         constants[f"{name}_d"] = 1
+        mine = described and not (part == "keys" and name in "kv")
+        n = config.block_n if name in "kv" else config.block_m
+        signature[name] = f"tensordesc<{short}[1, 1, {n}, {d0}]>" if mine else f"*{short}"
+        if mine and d1:
+            signature[f"{name}_tail"] = f"tensordesc<{short}[1, 1, {n}, {d1}]>"
+        elif part == "queries" or name not in "kv":
+            constants[f"{name}_tail"] = None
     constants |= {f"{name}_d": 1 for name in outputs}
     signature |= dict.fromkeys(("start", "full", "partial", "index", "tiles"), "*i32")
     divisible: list[Any] = [n for n, t in signature.items() if t.startswith("*")]
@@ -66,11 +70,6 @@ def describe(spec: Attention, config: Config, part: Part, source: str, lists: Bl
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     entry = f"attention_backward_{part}"
     return AheadOfTime(source, entry, signature, constants, tuple(divisible), options)
-
-
-def _tiles(config: Config) -> tuple[int, int, int, int]:
-    """Rows of a tile of q, k, v, do."""
-    return config.block_m, config.block_n, config.block_n, config.block_m
 
 
 def _integers(spec: Attention, part: Part, lists: Blocks | None) -> Mapping[str, int | None]:

@@ -36,7 +36,7 @@ class Given:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """What descriptors may describe."""
+        """The four in the order of the kernels' arguments."""
         return self.q, self.k, self.v, self.do
 
 
@@ -92,11 +92,11 @@ def keys(
     """
     dk, dv = into or key_outputs(spec, given.k, given.v)
     count = summed(spec)
-    tensors, tails, d0, d1 = _operands(config, given)
+    (q, do), tails, d0, d1 = _operands(config, (given.q, given.do), (config.block_m,) * 2)
     batch, heads, queries, _ = given.q.shape
     programs = batch * (heads // count) * turned.rows * (spec.block[1] // config.block_n)
     module.attention_backward_keys[(programs,)](
-        *tensors, given.level, given.delta, dk, dv, *tails,
+        q, given.k, given.v, do, given.level, given.delta, dk, dv, *tails,
         turned.start, turned.full, turned.partial, turned.index, turned.tiles, given.tables,
         *_strides(given), *dk.stride(), *dv.stride(), *turned.strides,
         heads, turned.rows, queries, given.k.shape[2],
@@ -137,7 +137,8 @@ def queries(
     import torch
 
     dq = torch.empty_like(given.q) if dq is None else dq
-    tensors, tails, d0, d1 = _operands(config, given)
+    m, n = config.block_m, config.block_n
+    tensors, tails, d0, d1 = _operands(config, given.tensors, (m, n, n, m))
     batch, heads, tokens, _ = given.q.shape
     programs = batch * heads * held.rows * (spec.block[0] // config.block_m)
     module.attention_backward_queries[(programs,)](
@@ -155,14 +156,13 @@ def queries(
 
 
 def _operands(
-    config: Config, given: Given
+    config: Config, tensors: tuple[Tensor, ...], rows: tuple[int, ...]
 ) -> tuple[tuple[Any, ...], tuple[Any, ...], int, int]:
-    """Pointers or descriptors of q, k, v, do; their tails; the parts of the head dimension."""
-    d0, d1 = head_parts(given.q.shape[3])
+    """Pointers or descriptors of tensors, and their tails; the parts of the head dimension."""
+    d0, d1 = head_parts(tensors[0].shape[3])
     if config.loads == "pointer":
-        return given.tensors, (None,) * 4, d0, d1
-    m, n = config.block_m, config.block_n
-    return *describe(given.tensors, (m, n, n, m), d0, d1), d0, d1
+        return tensors, (None,) * len(tensors), d0, d1
+    return *describe(tensors, rows, d0, d1), d0, d1
 
 
 def _strides(given: Given) -> tuple[int, ...]:

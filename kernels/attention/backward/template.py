@@ -151,7 +151,7 @@ def over_queries(
 @triton.jit
 def attention_backward_keys(
     q, k, v, do, level, delta, dk, dv,
-    q_tail, k_tail, v_tail, do_tail,
+    q_tail, do_tail,
     start, full, partial, index, tiles, tables,
     q_b, q_h, q_n, q_d,
     k_b, k_h, k_n, k_d,
@@ -169,7 +169,7 @@ def attention_backward_keys(
 
     The lists are by key block and hold query blocks; ``tiles`` orders ``lead * columns + column``,
     where a lead stands for SUMMED query heads.  dK and dV are summed over those heads, one after
-    the other, and have one head a lead.
+    the other, and have one head a lead.  With DESCRIBED q and do are tensor descriptors.
     """
     SPLIT_N: tl.constexpr = MASK_N // BLOCK_N
     pid = tl.program_id(0)
@@ -181,20 +181,16 @@ def attention_backward_keys(
     column = tile % columns
     kv_head = lead * SUMMED // GROUP
 
-    at = column * MASK_N + part * BLOCK_N
-    ks = at + tl.arange(0, BLOCK_N)
+    ks = column * MASK_N + part * BLOCK_N + tl.arange(0, BLOCK_N)
     near = ks < keys
     ks = tl.minimum(ks, keys - 1)
     # Heads that are summed here store their keys in one order.
     k_tokens = key_index(ks, lead * SUMMED, tables)
-    if DESCRIBED:
-        k0, k1 = load_described(k, k_tail, batch, kv_head, at, BLOCK_N, D0, D1)
-        v0, v1 = load_described(v, v_tail, batch, kv_head, at, BLOCK_N, D0, D1)
-    else:
-        k_base = k + batch.to(tl.int64) * k_b + kv_head.to(tl.int64) * k_h
-        v_base = v + batch.to(tl.int64) * v_b + kv_head.to(tl.int64) * v_h
-        k0, k1 = load_rows(k_base, k_tokens, k_n, k_d, near, D0, D1)
-        v0, v1 = load_rows(v_base, k_tokens, v_n, v_d, near, D0, D1)
+    # Past the end the last key stands in: another one's weights need not be finite numbers.
+    k_base = k + batch.to(tl.int64) * k_b + kv_head.to(tl.int64) * k_h
+    v_base = v + batch.to(tl.int64) * v_b + kv_head.to(tl.int64) * v_h
+    k0, k1 = load_all_rows(k_base, k_tokens, k_n, k_d, D0, D1)
+    v0, v1 = load_all_rows(v_base, k_tokens, v_n, v_d, D0, D1)
 
     dk0 = tl.zeros([BLOCK_N, D0], tl.float32)
     dk1 = tl.zeros([BLOCK_N, D1 if D1 else 16], tl.float32)
@@ -290,7 +286,10 @@ def attention_backward_queries(
     MASK_M: tl.constexpr, MASK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     DESCRIBED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Launch with ``batch * heads * rows * (MASK_M // BLOCK_M)`` programs; lists as forward."""
+    """Launch with ``batch * heads * rows * (MASK_M // BLOCK_M)`` programs; lists as forward.
+
+    With DESCRIBED q, k, v and do are tensor descriptors.
+    """
     SPLIT_M: tl.constexpr = MASK_M // BLOCK_M
     pid = tl.program_id(0)
     part = pid % SPLIT_M

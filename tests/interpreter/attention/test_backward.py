@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, note
+from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 from kdsl import masks, orders
@@ -91,6 +91,7 @@ def check(case: Case, chosen: Mapping[str, Config], strides: str) -> None:
     expected_gradients(spec, q, k, v, dout, case.tables, dlse=dlse).check(*found)
 
 
+@settings(max_examples=settings.default.max_examples // 2)
 @given(case=cases(), data=st.data())
 def test_gradients_equal_the_reference(case: Case, data: Any) -> None:
     """Any mask, order, ragged size, grouping, head dimension, tile and strides."""
@@ -141,8 +142,8 @@ def test_one_token() -> None:
 def test_not_finite(where: str, loads: str) -> None:
     """NaN travels as in the reference, and no farther: through visited blocks alone, and never to
     dQ of a query that sees nothing."""
-    mask = masks.predicate(lambda q, k: (k // 32 <= q // 32) & (k % 5 != 0) & (q != 70))
-    spec = attention(96, mask=mask)
+    near = masks.predicate(lambda q, k: (k // 32 == q // 32) | ((q // 32 == 1) & (k // 32 == 0)))
+    spec = attention(110, mask=near & masks.predicate(lambda q, k: (k % 5 != 0) & (q != 70)))
     named = dict(zip(("q", "k", "v", "dout"), inputs(spec), strict=True))
     for token in (40, 70) if where in ("q", "dout") else (35, 41):
         named[where][0, 0, token, 7] = float("nan")
