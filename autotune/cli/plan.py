@@ -19,6 +19,8 @@ from kdsl.autotune.session.job import Job
 from kdsl.autotune.store import Store
 from kdsl.errors import KdslError
 from kdsl.runtime.records import Run
+from kdsl.runtime.tunables import operations
+from kdsl.specs import Spec
 from kdsl.targets import Target
 
 PROGRAM = ("python", "-m", "autotune")
@@ -70,12 +72,19 @@ def _understood(given: argparse.Namespace) -> Plan:
         raise Usage(f"--jobs {given.jobs}", hint="1 or more")
     target = targets.get(given.gpu)
     todo: list[tuple[str, Callable[[], Job]]] = []
+    direction = given.direction or "forward"
     if given.spec is not None:
-        own = jobs.from_file(given.spec, given.tables)
-        todo.append((own.name, lambda: own))
+        first = jobs.from_file(given.spec, given.tables)
+        for op in _operations(first.tunable.spec, direction):
+            own = first if op == first.tunable.op else jobs.from_file(given.spec, given.tables, op)
+            todo.append((own.name, partial(_same, own)))
     asked = given.workload or ([] if given.spec is not None else list(workloads.names()))
     names = [workloads.get(name).name for name in dict.fromkeys(asked)]
-    todo += [(name, partial(jobs.from_catalogue, name)) for name in names]
+    for name in names:
+        for op in _operations(workloads.get(name).spec, direction):
+            todo.append((jobs.titled(name, op), partial(jobs.from_catalogue, name, op)))
+    if not todo:
+        raise Usage("there is nothing backward to tune about this", hint="--direction forward")
     return Plan(
         target=target,
         jobs=tuple(todo),
@@ -88,6 +97,16 @@ def _understood(given: argparse.Namespace) -> Plan:
     )
 
 
+def _operations(spec: Spec, direction: str) -> tuple[str, ...]:
+    """Operations of a spec in a direction; the forward comes first."""
+    found = operations(spec)
+    return {"forward": found[:1], "backward": found[1:], "both": found}[direction]
+
+
+def _same(job: Job) -> Job:
+    return job
+
+
 def _words(given: argparse.Namespace) -> list[str]:
     out = ["--gpu", given.gpu]
     for name in given.workload or ():
@@ -96,7 +115,7 @@ def _words(given: argparse.Namespace) -> list[str]:
         path: Path | None = getattr(given, option)
         if path is not None:
             out += [f"--{option}", str(path)]
-    for option in ("budget", "seed", "jobs"):
+    for option in ("direction", "budget", "seed", "jobs"):
         if getattr(given, option) is not None:
             out += [f"--{option}", str(getattr(given, option))]
     return [*out, "--require-device"] if given.require_device else out
@@ -120,7 +139,7 @@ def _resumed(given: argparse.Namespace) -> argparse.Namespace:
         if tuple(words[: len(PROGRAM)]) != PROGRAM:
             continue
         old = tune_parser().parse_args(words[len(PROGRAM) :])
-        subject = (targets.get(old.gpu), tuple(old.workload or ()), old.spec)
+        subject = (targets.get(old.gpu), tuple(old.workload or ()), old.spec, old.direction)
         if subject in seen or (given.gpu is not None and subject[0] != targets.get(given.gpu)):
             continue
         seen.add(subject)

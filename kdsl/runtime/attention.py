@@ -104,8 +104,8 @@ class AttentionOperator(Operator):
         self.fixed: dict[str, npt.NDArray[Any]] = array_tables(sample)
         self.given, self.mode, self.given_backward = config, mode, dict(backward or {})
         self.by_batch = any("batch" in e.variables() for e in spec.mask.variants)
-        self.programs: dict[bool, str] = {}
-        """Names of what torch's operations run: without, and with the backward."""
+        self.programs: dict[bool, Program] = {}
+        """What torch's operations run: without, and with the backward."""
         known = {t.name for t in spec.open_tables} <= set(self.fixed)
         self.tunable = (
             self._bound(self.fixed, 1).tunable if known else AttentionTunable(spec, self.fixed)
@@ -149,7 +149,7 @@ class AttentionOperator(Operator):
             lists, values = bound.operands(device, differentiated)
         if differentiated not in self.programs:
             self.programs[differentiated] = _torch_ops().remember(self._program(differentiated))
-        return lists, values, self.programs[differentiated]
+        return lists, values, self.programs[differentiated].name
 
     def _program(self, differentiated: bool) -> Program:
         if self.backend == "reference":

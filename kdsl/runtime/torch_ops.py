@@ -3,16 +3,16 @@
 ``kdsl::attention`` and ``kdsl::attention_backward`` take the program by its name (canonical JSON),
 rows of blocks and tables as tensors.  They do not look at values, and wait for nothing.
 
-The programs by name are the one piece of global state of this library: a bounded cache, from which
-what drops out is made again of its name.
+The programs by name are the one piece of global state of this library: those of living operators,
+and a bounded number of others, from which what drops out is made again of its name.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -23,11 +23,11 @@ from kdsl.runtime.program import Program
 if TYPE_CHECKING:
     from kdsl.runtime.attention import AttentionOperator
 
-KEPT = 256
-"""Programs that are remembered."""
+KEPT = 64
+"""Programs that are remembered though no operator has them any more."""
 
-_programs: OrderedDict[str, Program] = OrderedDict()
-_lock = threading.Lock()
+_programs: WeakValueDictionary[str, Program] = WeakValueDictionary()
+_kept: deque[Program] = deque(maxlen=KEPT)
 
 _library = torch.library.Library("kdsl", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
@@ -67,15 +67,12 @@ def attention(operator: AttentionOperator, tensors: Sequence[Tensor], tables: An
     q, k, v = tensors
     batch = q.shape[0] if operator.by_batch else 1
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    if torch.compiler.is_compiling():
-        if tables:
-            raise UnsupportedError(
-                "tables of a call are read on the host, which a compiled graph cannot wait for",
-                hint="op = op.bind(tables) outside of the compiled function",
-            )
-        lists, values, name = constants(operator, batch, q.device, differentiated)
-    else:
+    if not torch.compiler.is_compiling():
         lists, values, name = operator.operands(tables, batch, q.device, differentiated)
+    elif tables:
+        lists, values, name = read_tables(operator, tables, batch, q.device, differentiated)
+    else:
+        lists, values, name = constants(operator, batch, q.device, differentiated)
     return torch.ops.kdsl.attention(q, k, v, lists, values, name)
 
 
@@ -85,23 +82,27 @@ def constants(operator: AttentionOperator, batch: int, device: Any, differentiat
     return operator.operands(None, batch, device, differentiated)
 
 
-def remember(program: Program) -> str:
-    """Keep a program for the operations; its name."""
-    with _lock:
-        _programs[program.name] = program
-        _programs.move_to_end(program.name)
-        while len(_programs) > KEPT:
-            _programs.popitem(last=False)
-    return program.name
+@torch._dynamo.disable(  # type: ignore[untyped-decorator]
+    reason="tables of a call are read on the host; op = op.bind(tables) before it is compiled"
+)
+def read_tables(
+    operator: AttentionOperator, tables: Any, batch: int, device: Any, differentiated: bool
+) -> Any:
+    """The same with tables of the call: outside of any graph."""
+    return operator.operands(tables, batch, device, differentiated)
+
+
+def remember(program: Program) -> Program:
+    """Make a program known to the operations; one that has its name already stays."""
+    found = _programs.setdefault(program.name, program)
+    _kept.append(found)
+    return found
 
 
 def program_named(name: str) -> Program:
-    """The program kept under a name, or made again of it."""
+    """The program of a name, made again of it if need be."""
     found = _programs.get(name)
-    if found is None:
-        found = Program.from_name(name)
-        remember(found)
-    return found
+    return remember(Program.from_name(name)) if found is None else found
 
 
 def _attention(

@@ -84,13 +84,27 @@ def keys(
     config: Config,
     turned: Lists,
     given: Given,
-    into: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """dK and dV in the shapes of k and v; ``turned`` are inverted lists.
+    """dK and dV in the shapes of k and v; ``turned`` are inverted lists."""
+    dk, dv = key_outputs(spec, given.k, given.v)
+    keys_into(module, spec, config, turned, given, dk, dv)
+    if dk.shape == given.k.shape:
+        return dk, dv
+    groups = (spec.group_heads, spec.group)
+    dk, dv = (x.unflatten(1, groups).sum(2).to(given.k.dtype) for x in (dk, dv))
+    return dk, dv
 
-    ``into`` gives the memory that the kernel itself fills (see `key_outputs`).
-    """
-    dk, dv = into or key_outputs(spec, given.k, given.v)
+
+def keys_into(
+    module: Any,
+    spec: Attention,
+    config: Config,
+    turned: Lists,
+    given: Given,
+    dk: Tensor,
+    dv: Tensor,
+) -> None:
+    """Fill what `key_outputs` made."""
     count = summed(spec)
     (q, do), tails, d0, d1 = _operands(config, (given.q, given.do), (config.block_m,) * 2)
     batch, heads, queries, _ = given.q.shape
@@ -106,12 +120,6 @@ def keys(
         PRECISION="ieee",
         num_warps=config.num_warps, num_stages=config.num_stages, enable_fp_fusion=True,
     )  # fmt: skip
-    if count < spec.group:
-        dk, dv = (
-            x.unflatten(1, (spec.group_heads, spec.group)).sum(2).to(given.k.dtype)
-            for x in (dk, dv)
-        )
-    return dk, dv
 
 
 def key_outputs(spec: Attention, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

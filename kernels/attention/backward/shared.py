@@ -1,24 +1,27 @@
 """Shared memory of the backward kernels, from their configurations alone.
 
-Read off what Triton 3.7 allocates; the units are those of the forward's table (`..shared`).  Two
-tiles stay (K and V, or Q and dO), two move with each step, and dK's kernel reads two numbers a
-query beside them.
+Two tiles stay (K and V for dK and dV; Q and dO for dQ), two move with each step; dK's kernel reads
+two numbers a query beside them.  Read off what Triton 3.7 allocates, by the unit that multiplies:
 
-=======  ===========================================================================================
-unit     beside the tiles that stay
-=======  ===========================================================================================
-FMA      P and dS
-mma      the tiles in flight, P or dS unless each warp holds whole rows
-wgmma    the tiles in flight and those in use
-tcgen05  likewise, and what the products leave
-=======  ===========================================================================================
+=========  ========================================  ==========================================
+unit       where                                     what lies in shared memory
+=========  ========================================  ==========================================
+FMA        float32                                   see `_fma`
+mma        sm_8x and sm_12x, and where fewer than    what stays (from descriptors: not past the
+           64 rows stay                              first loads), each step in flight, dS unless
+                                                     each warp holds whole rows
+wgmma      sm_90, from 64 rows on                    what stays, and each step once more than
+                                                     are in flight
+tcgen05    sm_100, likewise                          likewise, and what the next product reads:
+                                                     Q and dO, or K, tails with their heads
+=========  ========================================  ==========================================
 """
 
 from __future__ import annotations
 
 from kdsl.kernels.attention.backward.compiling import Part
 from kdsl.kernels.attention.config import ITEM_BYTES, Config, head_parts
-from kdsl.kernels.attention.shared import BARRIERS, PADDING, table_bytes, unit_of
+from kdsl.kernels.attention.shared import BARRIERS, PADDING, table_bytes
 from kdsl.specs import Attention
 from kdsl.targets import Target
 
@@ -26,23 +29,29 @@ from kdsl.targets import Target
 def shared_bytes(spec: Attention, config: Config, part: Part, target: Target) -> int:
     """Bytes that a block asks for: never below the compiler's figure, at most 10 % above."""
     item, d = ITEM_BYTES[spec.dtype], spec.head_dim
+    first, tail = head_parts(d)
     stay, move = config.block_m, config.block_n
     if part == "keys":
         stay, move = move, stay
-    kept, moving, scores = (2 * n * d * item for n in (stay, move)), 0, 0
-    del kept, moving, scores
-    resident, step = 2 * stay * d * item, 2 * move * d * item
-    pairs = stay * move * item
-    vectors = 8 * move * (config.num_stages - 1) if part == "keys" else 0
-    _, tail = head_parts(d)
-    flight = max(config.num_stages - 1, 1) * step
-    described = config.loads == "descriptor"
-    unit = unit_of(spec, config, target)
-    if unit == "mma":
-        p = pairs if stay == 16 or (not tail and stay < d) else 0
-        held = resident + flight + p + vectors + (BARRIERS if described else 0)
-    elif unit == "wgmma":
-        held = resident + config.num_stages * step + vectors + (PADDING if described else 0)
+    stages, described = config.num_stages, config.loads == "descriptor"
+    kept, step = 2 * stay * d * item, 2 * move * d * item
+    vectors = 8 * move if part == "keys" else 0
+    if spec.dtype == "float32":
+        held = _fma(config, part, kept, step)
+    elif stay < 64 or target.capability[0] not in (9, 10):
+        p = stay * move * item if stay == 16 or (not tail and stay < d) else 0
+        held = (stages - 1) * (step + vectors) + p
+        if described and part == "queries":
+            held = max(held, stay * first * item) + BARRIERS
+        else:
+            held += kept + (BARRIERS if described else 0)
     else:
-        held = resident + config.num_stages * step + vectors + PADDING
+        held = kept + stages * (step + vectors) + (PADDING if described else 0)
+        if target.capability[0] == 10:
+            again = move * (d + (first if tail else 0)) * item
+            held += PADDING + again * (2 if part == "keys" else 1)
     return held + table_bytes(spec, config)
+
+
+def _fma(config: Config, part: Part, kept: int, step: int) -> int:
+    return 0

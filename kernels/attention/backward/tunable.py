@@ -144,6 +144,11 @@ class BackwardTunable(AttentionTunable):
         config = Config.from_json(dict(params))
         return compiling.describe(self.spec, config, self.part, self.source, self.lists)
 
+    def sizes(self) -> Mapping[str, int]:
+        """Sizes by name; ``summed`` heads make one program of dK and dV."""
+        own = {"summed": summed(self.spec)} if self.part == "keys" else {}
+        return {**super().sizes(), **own}
+
     @property
     def template_hash(self) -> str:
         """Identity of the template and of what generates into it."""
