@@ -32,8 +32,8 @@ Gradients come from ``p_ij = 2 ** (c s_ij - level_i)`` and ``ds_ij = p_ij (dp_ij
    a rounding where the gradient of the log-sum-exp is taken off.
 9. *ds*: ``e_p |ds|`` plus ``p (1 + e_p)`` times the errors of 8, and two roundings; then rounded to
    the dtype, ``u`` relative and half a subnormal, as ``p`` is in dV (4).
-10. *Sums* over keys (dQ) or over the queries of all heads of a group (dK, dV) as in 5, with a factor
-    for the scale, and one for partial sums of the heads; the result is rounded to the dtype.
+10. *Sums* over keys (dQ) or over the queries of all heads of a group (dK, dV) as in 5, a rounding
+    for the scale and one for partial sums of heads; the result is rounded to the dtype.
 """
 
 from __future__ import annotations

@@ -81,8 +81,8 @@ def _understood(given: argparse.Namespace) -> Plan:
     asked = given.workload or ([] if given.spec is not None else list(workloads.names()))
     names = [workloads.get(name).name for name in dict.fromkeys(asked)]
     for name in names:
-        for op in _operations(workloads.get(name).spec, direction):
-            todo.append((jobs.titled(name, op), partial(jobs.from_catalogue, name, op)))
+        ops = _operations(workloads.get(name).spec, direction)
+        todo += [(jobs.titled(name, op), partial(jobs.from_catalogue, name, op)) for op in ops]
     if not todo:
         raise Usage("there is nothing backward to tune about this", hint="--direction forward")
     return Plan(

@@ -88,7 +88,7 @@ class Program:
         self, tensors: Tensors, lists: Sequence[Tensor], tables: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Output and log-sum-exp, contiguous."""
-        q, k, _ = tensors
+        q = tensors[0]
         if nothing_to_do(tensors):
             return empty_results(q)
         if not self.configs:
@@ -174,5 +174,5 @@ def empty_results(q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _lists(tensors: Sequence[Tensor], at: int) -> launch.Lists:
-    start, *rest = tensors[at : at + LISTS]
-    return launch.Lists(start, *rest, rows=start.shape[2])
+    start, full, partial, index, tiles = tensors[at : at + LISTS]
+    return launch.Lists(start, full, partial, index, tiles, start.shape[2])

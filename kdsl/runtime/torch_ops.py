@@ -29,7 +29,7 @@ KEPT = 64
 _programs: WeakValueDictionary[str, Program] = WeakValueDictionary()
 _kept: deque[Program] = deque(maxlen=KEPT)
 
-_library = torch.library.Library("kdsl", "DEF")
+_library: Any = torch.library.Library("kdsl", "DEF")  # type: ignore[no-untyped-call]
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 _library.define(
     "attention(Tensor q, Tensor k, Tensor v, Tensor[] lists, Tensor[] tables, str program)"
@@ -76,13 +76,13 @@ def attention(operator: AttentionOperator, tensors: Sequence[Tensor], tables: An
     return torch.ops.kdsl.attention(q, k, v, lists, values, name)
 
 
-@torch._dynamo.assume_constant_result  # type: ignore[attr-defined, untyped-decorator]
+@torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]
 def constants(operator: AttentionOperator, batch: int, device: Any, differentiated: bool) -> Any:
     """What a call of the operator takes beside q, k and v: fixed while a graph is made."""
     return operator.operands(None, batch, device, differentiated)
 
 
-@torch._dynamo.disable(  # type: ignore[untyped-decorator]
+@torch._dynamo.disable(  # type: ignore[no-untyped-call, untyped-decorator]
     reason="tables of a call are read on the host; op = op.bind(tables) before it is compiled"
 )
 def read_tables(
@@ -198,9 +198,7 @@ for _name, _run, _fake, _backward, _keep in (
 ):  # fmt: skip
     _library.impl(_name, _run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"kdsl::{_name}", _fake, lib=_library)
-    torch.library.register_autograd(
-        f"kdsl::{_name}", _backward, setup_context=_keep, lib=_library
-    )
+    torch.library.register_autograd(f"kdsl::{_name}", _backward, setup_context=_keep, lib=_library)
 
 
 def on(device: Any) -> Any:

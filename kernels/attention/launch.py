@@ -112,7 +112,9 @@ def launch(
     heads_of: tuple[Any, ...] = tensors
     described = config.loads == "descriptor"
     if described:
-        heads_of, tails = describe(tensors, (config.block_m, config.block_n, config.block_n), d0, d1)
+        heads_of, tails = describe(
+            tensors, (config.block_m, config.block_n, config.block_n), d0, d1
+        )
     programs = batch * heads * held.rows * (spec.block[0] // config.block_m)
     module.attention_forward[(programs,)](
         *heads_of, out, lse, *tails,

@@ -65,9 +65,11 @@ class AttentionTunable:
             config = Config.from_json(dict(params))
         except ConfigError as error:
             return str(error)
-        problem = tile_problem(self.spec, config, target)
+        problem = tile_problem(self.spec, config, target) or narrow_problem(self.spec, config)
         if problem:
             return problem
+        if config.num_warps > 4 and config.block_m * config.block_n // (config.num_warps * 32) < 8:
+            return "too many warps for the tile"
         # Accumulators alone: beyond this they spill far and wide, and compile for minutes.
         first, second = head_parts(self.spec.head_dim)
         held = config.block_m * (first + second + config.block_n) // (config.num_warps * 32)
@@ -184,23 +186,26 @@ class AttentionTunable:
 
 
 def tile_problem(spec: Attention, config: Config, target: Target) -> str | None:
-    """Why tiles, loads or warps do not go with a spec and a GPU, or None."""
+    """Why tiles or loads do not go with a spec and a GPU, or None."""
     if target.capability < min(ARCHITECTURES):
         return f"{target.name} is below compute capability 8.0"
     block_q, block_k = spec.block
     if block_q % config.block_m or block_k % config.block_n:
         tile = f"{config.block_m} x {config.block_n}"
         return f"tiles of {tile} do not divide blocks of {block_q} x {block_k}"
-    for side, block in ((config.block_m, block_q), (config.block_n, block_k)):
-        if side == 16 < block:
-            return f"a tile side of 16 is for mask blocks of 16 alone, this one is {block}"
     if config.loads == "descriptor":
         if target.capability < (9, 0):
             return f"{target.name} has no tensor descriptors"
         if not describable(spec):
             return "tensor descriptors need the original order"
-    if config.num_warps > 4 and config.block_m * config.block_n // (config.num_warps * 32) < 8:
-        return "too many warps for the tile"
+    return None
+
+
+def narrow_problem(spec: Attention, config: Config) -> str | None:
+    """Why a narrow tile does not go with the spec's blocks, or None."""
+    for side, block in zip((config.block_m, config.block_n), spec.block, strict=True):
+        if side == 16 < block:
+            return f"a tile side of 16 is for mask blocks of 16 alone, this one is {block}"
     return None
 
 

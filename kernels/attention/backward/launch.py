@@ -90,8 +90,9 @@ def keys(
     keys_into(module, spec, config, turned, given, dk, dv)
     if dk.shape == given.k.shape:
         return dk, dv
-    groups = (spec.group_heads, spec.group)
-    dk, dv = (x.unflatten(1, groups).sum(2).to(given.k.dtype) for x in (dk, dv))
+    batch, _, tokens, d = given.k.shape
+    apart = (batch, spec.group_heads, spec.group, tokens, d)
+    dk, dv = (x.view(apart).sum(2).to(given.k.dtype) for x in (dk, dv))
     return dk, dv
 
 

@@ -17,18 +17,16 @@ from kdsl.targets import Target
 
 def preferences(spec: Attention, target: Target, part: Part) -> Iterator[Config]:
     """Configurations from the most to the least wanted; the last ones fit almost anything."""
-    if spec.dtype != "float32":
-        wide, narrow = (64, 128), (64, 64)
-        if part == "queries":
-            wide = (128, 64)
+    if spec.dtype == "float32":
+        # Without tensor cores a tile's products live in plain registers.
+        for m, n in ((32, 32), (16, 32), (32, 16), (16, 16)):
+            yield from (Config(m, n, warps, stages) for warps in (4, 8) for stages in (2, 1))
+    else:
+        wide = (64, 128) if part == "keys" else (128, 64)
         if target.capability[0] in (9, 10):
             yield from (Config(*wide, 8, stages, "descriptor") for stages in (3, 2))
-        yield from (Config(*wide, 8, stages) for stages in (3, 2, 1))
-        for m, n in (narrow, (32, 64) if part == "keys" else (64, 32), (32, 32)):
-            for warps in (4, 8):
-                yield from (Config(m, n, warps, stages) for stages in (2, 1))
-    # Without tensor cores a tile's products live in plain registers.
-    yield from (Config(32, 32, warps, stages) for warps in (4, 8) for stages in (2, 1))
+        for m, n in (wide, (64, 64), (32, 64) if part == "keys" else (64, 32), (32, 32)):
+            warps = (8,) if (m, n) == wide else (4, 8)
+            yield from (Config(m, n, w, stages) for w in warps for stages in (3, 2))
     rows, columns = (min(n, 32) for n in spec.block)
-    yield from (Config(rows, columns, warps, 1) for warps in (4, 2, 1))
-    yield from (Config(rows, min(columns, 16), warps, 1) for warps in (4, 2, 1))
+    yield from (Config(rows, columns, w, stages) for w in (4, 8) for stages in (2, 1))

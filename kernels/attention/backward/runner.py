@@ -94,7 +94,9 @@ class BackwardRunner:
             queries, keys = s.rows, s.targets
             if self.part == "keys":
                 queries, keys = keys, queries
-            given.q[s.batch, s.head, queries] = given.k[s.batch, s.head // spec.group, keys] * length
+            given.q[s.batch, s.head, queries] = (
+                given.k[s.batch, s.head // spec.group, keys] * length
+            )
             given.level[s.batch, s.head, queries] = PEAK * forward.LOG2E
 
     def poison(self) -> None:
@@ -113,15 +115,17 @@ class BackwardRunner:
             launch.queries(*arguments, self.outputs[0])
 
     def check(self) -> Check:
-        """The worst sampled line, by the norm of its difference over the norm of the truth."""
+        """The worst sampled line: the norm of its difference over that of the truth, or over what
+        its terms amount to at random signs, where they cancel."""
         allowed = tolerance(self.spec, self.part)
         if any(bool(x.isnan().any()) for x in self.outputs):
             return Check(math.inf, allowed, "a gradient holds NaN or was not written")
         worst = 0.0
         for s in self.samples:
-            for found, truth in zip(self.found(s), self.truth(s), strict=True):
+            for found, (truth, size) in zip(self.found(s), self.truth(s), strict=True):
                 off = (found.double() - truth).norm(dim=-1)
-                worst = max(worst, float((off / truth.norm(dim=-1).clamp_min(FLOOR)).max()))
+                against = truth.norm(dim=-1).maximum(size).clamp_min(FLOOR)
+                worst = max(worst, float((off / against).max()))
         return Check(worst, allowed, "" if worst <= allowed else "a sampled gradient is off")
 
     def found(self, s: Sample) -> tuple[Tensor, ...]:
@@ -131,23 +135,25 @@ class BackwardRunner:
             lead = s.head // launch.summed(self.spec)
         return tuple(x[s.batch, lead, s.rows] for x in self.outputs)
 
-    def truth(self, s: Sample) -> tuple[Tensor, ...]:
-        """The gradients of a sample in float64, from the same inputs."""
+    def truth(self, s: Sample) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Gradients of a sample in float64 from the same inputs, and the root of the sum of their
+        terms' squares."""
+        scale = self.spec.softmax_scale
         if self.part == "queries":
             _, ds, k, _, _ = self._pairs(s, s.head, s.rows, None, s.mask)
-            return (ds @ k * self.spec.softmax_scale,)
+            return (_product(ds * scale, k),)
         count = launch.summed(self.spec)
         first = s.head // count * count
-        dk = dv = None
+        terms = []
         for head in range(first, first + count):
-            sees = s.mask if head == s.head else self._seen_by(s, head)
-            p, ds, _, q, do = self._pairs(s, head, None, s.rows, sees.T)
-            more = ds.T @ q * self.spec.softmax_scale, p.T @ do
-            dk = more[0] if dk is None else dk + more[0]
-            dv = more[1] if dv is None else dv + more[1]
-        assert dk is not None
-        assert dv is not None
-        return dk, dv
+            mask = s.mask if head == s.head else self._seen_by(s, head)
+            p, ds, _, q, do = self._pairs(s, head, None, s.rows, mask.T)
+            terms.append((_product(ds.T * scale, q), _product(p.T, do)))
+        sums = []
+        for of_output in zip(*terms, strict=True):
+            values, sizes = zip(*of_output, strict=True)
+            sums.append((sum(values[1:], values[0]), sum((x**2 for x in sizes), 0.0 * sizes[0])))
+        return tuple((value, squares.sqrt()) for value, squares in sums)
 
     def _pairs(
         self, s: Sample, head: int, queries: Tensor | None, keys: Tensor | None, sees: Tensor
@@ -174,6 +180,11 @@ class BackwardRunner:
         keys = s.rows.cpu().numpy()
         mask = seen(self.spec, head, s.batch, self.tables, keys=keys).T
         return torch.from_numpy(np.ascontiguousarray(mask)).to(s.rows.device)
+
+
+def _product(weight: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """``weight @ values``, and the size of each row at random signs."""
+    return weight @ values, (weight**2 @ (values**2).sum(-1)).sqrt()
 
 
 def tolerance(spec: Attention, part: Part) -> float:

@@ -6,7 +6,7 @@ two numbers a query beside them.  Read off what Triton 3.7 allocates, by the uni
 =========  ========================================  ==========================================
 unit       where                                     what lies in shared memory
 =========  ========================================  ==========================================
-FMA        float32                                   see `_fma`
+FMA        float32                                   what stays, each step in flight, dS
 mma        sm_8x and sm_12x, and where fewer than    what stays (from descriptors: not past the
            64 rows stay                              first loads), each step in flight, dS unless
                                                      each warp holds whole rows
@@ -37,7 +37,9 @@ def shared_bytes(spec: Attention, config: Config, part: Part, target: Target) ->
     kept, step = 2 * stay * d * item, 2 * move * d * item
     vectors = 8 * move if part == "keys" else 0
     if spec.dtype == "float32":
-        held = _fma(config, part, kept, step)
+        # With one stage dS of dQ's kernel takes the place of what was read.
+        scores = stay * move * item if part == "keys" or stages > 1 else 0
+        held = kept + max(stages - 1, 1) * step + (stages - 1) * vectors + scores
     elif stay < 64 or target.capability[0] not in (9, 10):
         p = stay * move * item if stay == 16 or (not tail and stay < d) else 0
         held = (stages - 1) * (step + vectors) + p
@@ -51,7 +53,3 @@ def shared_bytes(spec: Attention, config: Config, part: Part, target: Target) ->
             again = move * (d + (first if tail else 0)) * item
             held += PADDING + again * (2 if part == "keys" else 1)
     return held + table_bytes(spec, config)
-
-
-def _fma(config: Config, part: Part, kept: int, step: int) -> int:
-    return 0

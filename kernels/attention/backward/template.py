@@ -46,7 +46,9 @@ def add_product(sum0, sum1, w, b0, b1, D1: tl.constexpr, PRECISION: tl.constexpr
 
 
 @triton.jit
-def store_rows(base, tokens, stride_n, stride_d, inside, x0, x1, D0: tl.constexpr, D1: tl.constexpr):
+def store_rows(
+    base, tokens, stride_n, stride_d, inside, x0, x1, D0: tl.constexpr, D1: tl.constexpr
+):
     """Rows in two parts of columns, rounded to the dtype of the memory."""
     rows = base + tokens.to(tl.int64)[:, None] * stride_n
     kind = base.dtype.element_ty

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,17 +18,15 @@ from kdsl.kernels.attention.backward.launch import TEMPLATE, summed
 from kdsl.kernels.attention.backward.rule import preferences
 from kdsl.kernels.attention.backward.shared import shared_bytes
 from kdsl.kernels.attention.config import ITEM_BYTES, Config
-from kdsl.kernels.attention.tunable import AttentionTunable, tile_problem
+from kdsl.kernels.attention.tunable import AttentionTunable, narrow_problem, tile_problem
 from kdsl.specs import Attention
 from kdsl.targets import Target
 from kdsl.work import AheadOfTime, Work
 
-if TYPE_CHECKING:
-    from kdsl.kernels.attention.backward.runner import BackwardRunner
-
 PARTS: tuple[Part, ...] = ("keys", "queries")
-HELD = 256
-"""Accumulators a thread beyond which they spill far and wide, and compile for minutes."""
+HELD, HELD_SINGLE = 192, 72
+"""Accumulators a thread, of 16 bits and of float32 operands, beyond which they spill far and wide,
+and compile for minutes."""
 
 
 class BackwardTunable(AttentionTunable):
@@ -60,15 +58,30 @@ class BackwardTunable(AttentionTunable):
             config = Config.from_json(dict(params))
         except ConfigError as error:
             return str(error)
-        problem = tile_problem(self.spec, config, target)
+        problem = tile_problem(self.spec, config, target) or self._problem(config)
         if problem:
             return problem
-        held = accumulators(self.spec, config, self.part)
-        if held > HELD:
-            return f"{held} accumulator registers a thread"
         need = shared_bytes(self.spec, config, self.part, target)
         if need > target.smem_optin:
             return f"{need} bytes of shared memory, {target.name} has {target.smem_optin}"
+        return None
+
+    def _problem(self, config: Config) -> str | None:
+        """Why a choice is no good on any GPU, or None."""
+        single = self.spec.dtype == "float32"
+        if not single:
+            if config.num_stages == 1:
+                return "with one stage no tile is in flight"
+            problem = narrow_problem(self.spec, config)
+            if problem:
+                return problem
+        elif config.loads == "descriptor":
+            return "tensor descriptors are for numbers of 16 bits"
+        if config.num_warps > 4 and config.block_m * config.block_n // (config.num_warps * 32) < 4:
+            return "too many warps for the tile"
+        held = accumulators(self.spec, config, self.part)
+        if held > (HELD_SINGLE if single else HELD):
+            return f"{held} accumulator registers a thread"
         return None
 
     def default(self, target: Target) -> dict[str, Any]:
@@ -154,8 +167,8 @@ class BackwardTunable(AttentionTunable):
         """Identity of the template and of what generates into it."""
         return generate.template_hash(TEMPLATE)
 
-    def make_runner(self, device: Any, load: Callable[[str], Any]) -> BackwardRunner:
-        """Inputs, calls and checks on a torch device; every table must have values."""
+    def make_runner(self, device: Any, load: Callable[[str], Any]) -> Any:
+        """A `BackwardRunner` on a torch device; every table must have values."""
         from kdsl.kernels.attention.backward.runner import BackwardRunner
 
         return BackwardRunner(self, device, load)

@@ -187,9 +187,9 @@ def test_gradients_in_odd_strides() -> None:
     op, (q, k, v, dout) = operator(spec, "descriptor"), inputs(spec)
     spread = torch.ones((1, 1, 1, 1), dtype=dout.dtype, device=DEVICE).expand(dout.shape)
     turned = dout.transpose(1, 2).contiguous().transpose(1, 2)
-    for given in (spread, turned):
-        found = gradients(op, (q, k, v), given)
-        expected_gradients(spec, q, k, v, given).check(*found)
+    for grad in (spread, turned):
+        found = gradients(op, (q, k, v), grad)
+        expected_gradients(spec, q, k, v, grad).check(*found)
 
 
 def test_same_bits_every_time() -> None:
@@ -218,9 +218,7 @@ def test_source_stands_alone(tmp_path: Path) -> None:
     blocks, config = op.blocks(), Config(**SMALL)
     held, turned = forward.lists(blocks, 1, DEVICE), launch.inverted(blocks, spec, DEVICE)
     whole = attention(40, return_lse=True)
-    out, lse = forward.launch(
-        codecache.load(op.source), whole, config, held, (q, k, v)
-    )
+    out, lse = forward.launch(codecache.load(op.source), whole, config, held, (q, k, v))
     for one in (module, template):
         level, delta = launch.rows(one, spec, out, lse, dout)
         given = launch.Given(q, k, v, dout, level, delta)

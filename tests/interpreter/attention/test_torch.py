@@ -1,7 +1,7 @@
 """Attention inside torch: autograd, torch.compile, fake tensors, the operations by themselves.
 
-By the reference and by the kernels in the interpreter; `tests/kernels/attention/test_gpu_backward.py`
-compiles it on a GPU.
+By the reference and by the kernels in the interpreter; on a GPU the same runs from
+`tests/kernels/attention/test_gpu_backward.py`.
 """
 
 from __future__ import annotations
@@ -147,8 +147,8 @@ def test_compiled_with_tables_of_the_call() -> None:
 def test_the_operations_keep_torchs_rules(backend: str) -> None:
     """Schema, fake tensors, autograd and tracing with dynamic shapes: `torch.library.opcheck`."""
     op = operator(backend)
-    q, k, v = tensors = leaves(op.spec)
-    operands = op.operands(None, 1, q.device, True)
+    tensors = leaves(op.spec)
+    operands = op.operands(None, 1, tensors[0].device, True)
     torch.library.opcheck(torch.ops.kdsl.attention, (*tensors, *operands))
     plain = [x.detach() for x in tensors]
     out, lse = torch.ops.kdsl.attention(*plain, *operands)
