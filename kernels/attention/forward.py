@@ -9,7 +9,7 @@ files differ in the leaves alone.
 import triton
 import triton.language as tl
 
-from kdsl.kernels.attention.tiles import (
+from kdsl.kernels.attention.common import (
     key_index,
     listed_block,
     load_all_rows,

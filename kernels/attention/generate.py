@@ -15,8 +15,8 @@ from kdsl.kernels.attention import orders
 from kdsl.specs import Attention
 
 TEMPLATE = Path(__file__).parent / "forward.py"
-TILES = Path(__file__).parent / "tiles.py"
-IMPORT = re.compile(r"from kdsl\.kernels\.attention\.tiles import \(\n(?:    \w+,\n)+\)\n")
+COMMON = Path(__file__).parent / "common.py"
+IMPORT = re.compile(r"from kdsl\.kernels\.attention\.common import \(\n(?:    \w+,\n)+\)\n")
 BEGIN = "# --- leaves: replaced by generated functions of the same names ---\n"
 END = "# --- end of leaves ---\n"
 
@@ -25,7 +25,7 @@ END = "# --- end of leaves ---\n"
 def template_hash(template: Path = TEMPLATE) -> str:
     """Changes with the template, what it shares with others, and what prints leaves into it."""
     printers = (Path(__file__), Path(orders.__file__), Path(triton_source.__file__))
-    parts = (template, TILES, *printers)
+    parts = (template, COMMON, *printers)
     return hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()[:16]
 
 
@@ -37,9 +37,9 @@ def source(spec: Attention, template: Path = TEMPLATE) -> str:
 
 
 def inlined(template: Path) -> str:
-    """A template with the text of `tiles` in place of its import: it stands alone."""
+    """A template with the text of `common` in place of its import: it stands alone."""
     text = template.read_text()
-    shared = BEGIN + TILES.read_text().split(BEGIN)[1]
+    shared = BEGIN + COMMON.read_text().split(BEGIN)[1]
     return IMPORT.sub(lambda _: shared, text)
 
 

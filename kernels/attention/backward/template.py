@@ -14,7 +14,7 @@ Blocks come full ones first, without a mask, then partial ones, where the leaf `
 import triton
 import triton.language as tl
 
-from kdsl.kernels.attention.tiles import (
+from kdsl.kernels.attention.common import (
     key_index,
     listed_block,
     load_all_rows,
