@@ -11,10 +11,17 @@ import triton.language as tl
 
 
 @triton.jit
-def mask(q, k, qs, ks, row, column, head, batch, tables):
+def tile_facts(row, column, head, batch, tables):
+    """What the mask knows of a tile beforehand, as bits: looked up a step ahead of its use."""
+    return row * 0
+
+
+@triton.jit
+def mask(q, k, qs, ks, row, column, known, head, batch, tables):
     """Whether query token q sees key token k.
 
-    qs and ks are their stored positions, row and column their mask block: one for all of a tile.
+    qs and ks are their stored positions, row and column their mask block, `known` its facts: one
+    for all of a tile.
     """
     return (q >= 0) & (k >= 0)
 

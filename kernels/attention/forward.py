@@ -17,6 +17,7 @@ from kdsl.kernels.attention.common import (
     load_rows,
     mask,
     query_index,
+    tile_facts,
     tile_start,
 )
 
@@ -123,6 +124,7 @@ def attention_forward(
     steps = n_partial * SPLIT_N
     column = listed_block(columns, 0, steps, MASK_N, BLOCK_N)
     ahead = listed_block(columns, 1, steps, MASK_N, BLOCK_N)
+    known = tile_facts(row, column, head, batch, tables)
     at = tile_start(column, 0, MASK_N, BLOCK_N)
     k_tokens = key_index(tl.minimum(at + tl.arange(0, BLOCK_N), keys - 1), head, tables)
     for i in tl.range(0, steps):
@@ -137,7 +139,7 @@ def attention_forward(
         if D1:
             s = tl.dot(q1, k1.T, s, input_precision=PRECISION)
         seen = mask(
-            q_tokens[:, None], k_tokens[None, :], qs[:, None], ks[None, :], row, column,
+            q_tokens[:, None], k_tokens[None, :], qs[:, None], ks[None, :], row, column, known,
             head, batch, tables,
         )  # fmt: skip
         s = tl.where(seen & near[None, :], s, -float("inf"))
@@ -152,6 +154,7 @@ def attention_forward(
         if D1:
             acc1 = tl.dot(p, v1, acc1 * fade[:, None], input_precision=PRECISION)
         column = ahead
+        known = tile_facts(row, column, head, batch, tables)
         ahead = listed_block(columns, i + 2, steps, MASK_N, BLOCK_N)
         at = tile_start(column, i + 1, MASK_N, BLOCK_N)
         k_tokens = key_index(tl.minimum(at + tl.arange(0, BLOCK_N), keys - 1), head, tables)

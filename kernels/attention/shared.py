@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kdsl.kernels.attention.config import ITEM_BYTES, Config, head_parts, table_dtype
-from kdsl.kernels.attention.generate import by_block
+from kdsl.kernels.attention.tables import masks
 from kdsl.specs import Attention
 from kdsl.targets import Target
 
@@ -103,10 +103,7 @@ def table_bytes(spec: Attention, config: Config) -> int:
     Where they are narrow, a whole tile of them changes hands.
     """
     nodes = {
-        node.key: node
-        for expr in spec.element_mask.variants
-        for node in by_block(expr, spec.block).walk()
-        if node.op == "table"
+        node.key: node for _, expr in masks(spec)[0] for node in expr.walk() if node.op == "table"
     }
     pairs = config.block_m * config.block_n
     held = 0

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from kdsl.blocks import Blocks
-from kdsl.kernels.attention import orders
+from kdsl.kernels.attention import tables as leaf_tables
 from kdsl.kernels.attention.backward.launch import summed
 from kdsl.kernels.attention.config import Config, head_parts, table_dtype
 from kdsl.specs import Attention
@@ -56,7 +56,7 @@ def describe(
     constants |= {f"{name}_d": 1 for name in outputs}
     signature |= dict.fromkeys(("start", "full", "partial", "index", "tiles"), "*i32")
     divisible: list[Any] = [n for n, t in signature.items() if t.startswith("*")]
-    held = orders.tables(spec)
+    held = leaf_tables.tables(spec)
     signature["tables"] = tuple(POINTERS[table_dtype(t)] for t in held)
     divisible += [("tables", i) for i in range(len(held))]
     for name, value in _integers(spec, part, lists).items():

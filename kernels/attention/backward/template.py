@@ -22,6 +22,7 @@ from kdsl.kernels.attention.common import (
     load_rows,
     mask,
     query_index,
+    tile_facts,
     tile_start,
 )
 
@@ -109,6 +110,8 @@ def over_queries(
     # Lines are looked up two steps ahead, see the forward kernel.
     row = listed_block(lines, 0, steps, MASK_M, BLOCK_M)
     ahead = listed_block(lines, 1, steps, MASK_M, BLOCK_M)
+    if PARTIAL:
+        known = tile_facts(row, column, head, batch, tables)
     at = tile_start(row, 0, MASK_M, BLOCK_M)
     q_tokens = query_index(tl.minimum(at + tl.arange(0, BLOCK_M), queries - 1), head, tables)
     for i in tl.range(0, steps):
@@ -124,7 +127,7 @@ def over_queries(
         if PARTIAL:
             seen = mask(
                 q_tokens[None, :], k_tokens[:, None],
-                tl.minimum(qs, queries - 1)[None, :], ks[:, None], row, column,
+                tl.minimum(qs, queries - 1)[None, :], ks[:, None], row, column, known,
                 head, batch, tables,
             )  # fmt: skip
             s = tl.where(seen & inside[None, :], s, -float("inf"))
@@ -144,6 +147,8 @@ def over_queries(
         ds = p * (product(v0, v1, do0, do1, D1, PRECISION) - means[None, :])
         dk0, dk1 = add_product(dk0, dk1, ds, q0, q1, D1, PRECISION)
         row = ahead
+        if PARTIAL:
+            known = tile_facts(row, column, head, batch, tables)
         ahead = listed_block(lines, i + 2, steps, MASK_M, BLOCK_M)
         at = tile_start(row, i + 1, MASK_M, BLOCK_M)
         q_tokens = query_index(tl.minimum(at + tl.arange(0, BLOCK_M), queries - 1), head, tables)
@@ -241,6 +246,8 @@ def over_keys(
     """What the listed blocks of keys add to dQ of a tile of queries."""
     column = listed_block(columns, 0, steps, MASK_N, BLOCK_N)
     ahead = listed_block(columns, 1, steps, MASK_N, BLOCK_N)
+    if PARTIAL:
+        known = tile_facts(row, column, head, batch, tables)
     at = tile_start(column, 0, MASK_N, BLOCK_N)
     k_tokens = key_index(tl.minimum(at + tl.arange(0, BLOCK_N), keys - 1), head, tables)
     for i in tl.range(0, steps):
@@ -259,13 +266,15 @@ def over_keys(
         if PARTIAL:
             seen = mask(
                 q_tokens[:, None], k_tokens[None, :], qs[:, None],
-                tl.minimum(ks, keys - 1)[None, :], row, column, head, batch, tables,
+                tl.minimum(ks, keys - 1)[None, :], row, column, known, head, batch, tables,
             )  # fmt: skip
             s = tl.where(seen & near[None, :], s, -float("inf"))
         p = tl.exp2(s * scale_log2 - tops[:, None])
         ds = p * (product(do0, do1, v0, v1, D1, PRECISION) - means[:, None])
         dq0, dq1 = add_product(dq0, dq1, ds, k0, k1, D1, PRECISION)
         column = ahead
+        if PARTIAL:
+            known = tile_facts(row, column, head, batch, tables)
         ahead = listed_block(columns, i + 2, steps, MASK_N, BLOCK_N)
         at = tile_start(column, i + 1, MASK_N, BLOCK_N)
         k_tokens = key_index(tl.minimum(at + tl.arange(0, BLOCK_N), keys - 1), head, tables)

@@ -31,7 +31,7 @@ from tests.interpreter.calls import STRIDES, configs, tensors
 from tests.interpreter.strategies import Case, cases
 from tests.tolerance import expected_gradients
 
-SMALL = {"block_m": 32, "block_n": 32, "num_warps": 4, "num_stages": 1}
+SMALL = {"block_m": 32, "block_n": 32, "num_warps": 4, "num_stages": 2}
 LOADS = pytest.mark.parametrize("loads", ["pointer", "descriptor"])
 
 

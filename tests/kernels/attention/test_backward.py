@@ -125,8 +125,8 @@ def test_what_stands_before_compiles(name: str) -> None:
     """So does the kernel that prepares level and delta, with and without a gradient of the LSE."""
     module = codecache.load(generate.source(Attention(tokens=100, heads=1, head_dim=80), TEMPLATE))
     fn, target = module.attention_backward_rows, targets.get(name)
-    pointers = {n: "*bf16" for n in ("o", "do")}
-    pointers |= {n: "*fp32" for n in ("lse", "dlse", "level", "delta")}
+    pointers = dict.fromkeys(("o", "do"), "*bf16")
+    pointers |= dict.fromkeys(("lse", "dlse", "level", "delta"), "*fp32")
     integers = [f"{x}_{n}" for x in ("o", "do") for n in "bhnd"] + ["heads", "queries"]
     types = pointers | dict.fromkeys(integers, "i32")
     for dlse in (True, False):
@@ -163,6 +163,6 @@ def candidates(seed: int, count: int) -> list[tuple[str, str, Config, Attention]
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(40))
 def test_shared_memory(seed: int) -> None:
-    """For any legal choice the estimate is never below the compiler's figure, at most 10 % above."""
+    """For any legal choice the estimate is never below the compiler's figure or 10 % above."""
     for name, part, config, spec in candidates(seed, 5):
         checked(part, targets.get(name), config, spec)
