@@ -133,12 +133,10 @@ def _gradient_error(spec: Attention) -> float:
     dtype = getattr(torch, spec.dtype)
     g = torch.Generator("cuda").manual_seed(0)
     shape = (1, spec.heads, TOKENS, spec.head_dim)
-    *leaves, dout = (
-        torch.randn(shape, generator=g, device="cuda", dtype=dtype).requires_grad_()
-        for _ in range(4)
-    )
-    found = torch.autograd.grad(build(spec)(*leaves), leaves, dout.detach())
-    wanted = attention_backward(spec, *leaves, dout)
+    q, k, v, dout = (torch.randn(shape, generator=g, device="cuda", dtype=dtype) for _ in range(4))
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    found = torch.autograd.grad(build(spec)(*leaves), leaves, dout)
+    wanted = attention_backward(spec, q, k, v, dout)
     return max(
         float(np.linalg.norm(x.double().cpu().numpy() - y) / np.linalg.norm(y))
         for x, y in zip(found, wanted, strict=True)
