@@ -80,6 +80,8 @@ class AttentionTunable:
                 return f"{target.name} has no tensor descriptors"
             if not describable(self.spec):
                 return "tensor descriptors need the original order"
+            if self.spec.dtype == "float32":
+                return "tensor descriptors are for 16-bit products, which read shared memory"
         each = config.block_m * config.block_n // (config.num_warps * 32)
         single = self.spec.dtype == "float32"
         if config.num_warps > 4 and each < (4 if single else 8):
