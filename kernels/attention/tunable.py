@@ -205,6 +205,8 @@ def tile_problem(spec: Attention, config: Config, target: Target) -> str | None:
             return f"{target.name} has no tensor descriptors"
         if not describable(spec):
             return "tensor descriptors need the original order"
+        if spec.dtype == "float32":
+            return "tensor descriptors are for 16-bit products, which read shared memory"
     return None
 
 

@@ -75,8 +75,6 @@ class BackwardTunable(AttentionTunable):
             problem = narrow_problem(self.spec, config)
             if problem:
                 return problem
-        elif config.loads == "descriptor":
-            return "tensor descriptors are for numbers of 16 bits"
         if config.num_warps > 4 and config.block_m * config.block_n // (config.num_warps * 32) < 4:
             return "too many warps for the tile"
         held = accumulators(self.spec, config, self.part)

@@ -66,7 +66,7 @@ def test_illegal() -> None:
     assert "no tensor descriptors" in (ordered.legal(described, targets.get("a100")) or "")
     single = tunable("queries", dtype="float32", block=(32, 32))
     described = {**Config(32, 32, 4, 2).to_json(), "loads": "descriptor"}
-    assert "16 bits" in (single.legal(described, h100) or "")
+    assert "16-bit products" in (single.legal(described, h100) or "")
 
 
 def test_work() -> None:
