@@ -1,4 +1,4 @@
-"""Gradients on a GPU: the interpreter's suites in bf16 and fp16, real shapes, graphs, compilation."""
+"""Gradients on a GPU: the interpreter's suites in bf16 and fp16, real shapes, graphs, inductor."""
 
 from __future__ import annotations
 
