@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -106,6 +106,7 @@ class AttentionOperator(Operator):
         self.by_batch = any("batch" in e.variables() for e in spec.mask.variants)
         self.programs: dict[bool, Program] = {}
         """What torch's operations run: without, and with the backward."""
+        self.seen_by_torch = _seen_by_torch()
         known = {t.name for t in spec.open_tables} <= set(self.fixed)
         self.tunable = (
             self._bound(self.fixed, 1).tunable if known else AttentionTunable(spec, self.fixed)
@@ -123,7 +124,7 @@ class AttentionOperator(Operator):
         q, k, v = check_tensors(self.spec, tensors)
         if check:
             check_finite({"q": q, "k": k, "v": v})
-        if not isinstance(q, np.ndarray) and _torch_ops().wanted((q, k, v)):
+        if not isinstance(q, np.ndarray) and self.seen_by_torch((q, k, v)):
             out, lse = _torch_ops().attention(self, (q, k, v), tables)
         else:
             bound = self._bound_for(tables, q.shape[0])
@@ -148,7 +149,8 @@ class AttentionOperator(Operator):
             self._check_here(device)
             lists, values = bound.operands(device, differentiated)
         if differentiated not in self.programs:
-            self.programs[differentiated] = _torch_ops().remember(self._program(differentiated))
+            program = self._program(differentiated)
+            self.programs[differentiated] = _torch_ops().remember(program)
         return lists, values, self.programs[differentiated].name
 
     def _program(self, differentiated: bool) -> Program:
@@ -317,13 +319,22 @@ class AttentionOperator(Operator):
         )
 
 
-def interpreting() -> bool:
-    """Whether Triton runs in its interpreter, on the CPU."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+def _seen_by_torch() -> Callable[[tuple[Any, ...]], bool]:
+    """Says whether torch must see a call on some tensors."""
+    try:
+        wanted: Callable[[tuple[Any, ...]], bool] = _torch_ops().wanted
+    except ImportError:
+        return lambda tensors: False  # without torch there are arrays only
+    return wanted
 
 
 def _torch_ops() -> Any:
-    """The operations of torch, registered when the first tensor comes."""
+    """The operations of torch."""
     from kdsl.runtime import torch_ops
 
     return torch_ops
+
+
+def interpreting() -> bool:
+    """Whether Triton runs in its interpreter, on the CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"

@@ -67,29 +67,14 @@ def attention(operator: AttentionOperator, tensors: Sequence[Tensor], tables: An
     q, k, v = tensors
     batch = q.shape[0] if operator.by_batch else 1
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    if not torch.compiler.is_compiling():
-        lists, values, name = operator.operands(tables, batch, q.device, differentiated)
-    elif tables:
-        lists, values, name = read_tables(operator, tables, batch, q.device, differentiated)
+    if torch.compiler.is_compiling():
+        from kdsl.runtime import graph_inputs
+
+        find = graph_inputs.read_tables if tables else graph_inputs.constants
+        lists, values, name = find(operator, tables, batch, q.device, differentiated)
     else:
-        lists, values, name = constants(operator, batch, q.device, differentiated)
+        lists, values, name = operator.operands(tables, batch, q.device, differentiated)
     return torch.ops.kdsl.attention(q, k, v, lists, values, name)
-
-
-@torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]
-def constants(operator: AttentionOperator, batch: int, device: Any, differentiated: bool) -> Any:
-    """What a call of the operator takes beside q, k and v: fixed while a graph is made."""
-    return operator.operands(None, batch, device, differentiated)
-
-
-@torch._dynamo.disable(  # type: ignore[no-untyped-call, untyped-decorator]
-    reason="tables of a call are read on the host; op = op.bind(tables) before it is compiled"
-)
-def read_tables(
-    operator: AttentionOperator, tables: Any, batch: int, device: Any, differentiated: bool
-) -> Any:
-    """The same with tables of the call: outside of any graph."""
-    return operator.operands(tables, batch, device, differentiated)
 
 
 def remember(program: Program) -> Program:

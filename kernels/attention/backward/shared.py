@@ -52,4 +52,4 @@ def shared_bytes(spec: Attention, config: Config, part: Part, target: Target) ->
         if target.capability[0] == 10:
             again = move * (d + (first if tail else 0)) * item
             held += PADDING + again * (2 if part == "keys" else 1)
-    return held + table_bytes(spec, config)
+    return held + table_bytes(spec, config, "q" if part == "keys" else "k")
