@@ -41,15 +41,19 @@ def shared_bytes(spec: Attention, config: Config, part: Part, target: Target) ->
         scores = stay * move * item if part == "keys" or stages > 1 else 0
         held = kept + max(stages - 1, 1) * step + (stages - 1) * vectors + scores
     elif stay < 64 or target.capability[0] not in (9, 10):
-        p = stay * move * item if stay == 16 or (not tail and stay < d) else 0
-        held = (stages - 1) * (step + vectors) + p
+        split = (not tail and stay < d) or (stay == 16 and not described)
+        p = stay * move * item if split else 0
+        # The two numbers of a query change hands where a tile has few.
+        again = 512 if vectors and move == 16 else 0
+        held = (stages - 1) * (step + vectors) + p + again
         if described and part == "queries":
             held = max(held, stay * first * item) + BARRIERS
         else:
             held += kept + (BARRIERS if described else 0)
     else:
-        held = kept + stages * (step + vectors) + (PADDING if described else 0)
+        held = kept + stages * step + (PADDING if described else 0)
+        held += (stages - 1) * vectors + (max(vectors, 512) if vectors else 0)
         if target.capability[0] == 10:
             again = move * (d + (first if tail else 0)) * item
-            held += PADDING + again * (2 if part == "keys" else 1)
+            held += PADDING + 4 * BARRIERS + again * (2 if part == "keys" else 1)
     return held + table_bytes(spec, config, "q" if part == "keys" else "k")
