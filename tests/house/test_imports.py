@@ -74,7 +74,9 @@ def test_rooms_need_numpy_alone(python: Any, root: Path) -> None:
 def test_torchs_tracer_is_not_loaded(python: Any, root: Path) -> None:
     """Operations are registered without torch's tracer, which takes longer to load than torch."""
     pytest.importorskip("torch")
-    python("import sys, kdsl.runtime.torch_ops; assert 'torch._dynamo' not in sys.modules", cwd=root)
+    python(
+        "import sys, kdsl.runtime.torch_ops; assert 'torch._dynamo' not in sys.modules", cwd=root
+    )
 
 
 def top_level_imports(tree: ast.Module) -> Iterator[str]:

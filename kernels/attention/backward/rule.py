@@ -1,8 +1,8 @@
 """The built-in choice of configurations for the backward kernels, until the database has rows.
 
 Tile sides follow what each kernel keeps in registers: dK and dV of `block_n` keys, dQ of `block_m`
-queries, beside two tiles of scores.  None of it is measured yet (docs/performance.md has the
-prediction).
+queries, beside two tiles of scores.  A third stage makes dK's kernel spill more on every GPU.  None
+of it is measured yet (docs/performance.md has the prediction).
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ def preferences(spec: Attention, target: Target, part: Part) -> Iterator[Config]
     else:
         wide = (64, 128) if part == "keys" else (128, 64)
         if target.capability[0] in (9, 10):
-            yield from (Config(*wide, 8, stages, "descriptor") for stages in (3, 2))
+            yield Config(*wide, 8, 2, "descriptor")
         for m, n in (wide, (64, 64), (32, 64) if part == "keys" else (64, 32), (32, 32)):
-            warps = (8,) if (m, n) == wide else (4, 8)
-            yield from (Config(m, n, w, stages) for w in warps for stages in (3, 2))
+            yield from (Config(m, n, warps, 2) for warps in ((8,) if (m, n) == wide else (4, 8)))
     rows, columns = (min(n, 32) for n in spec.block)
     yield from (Config(rows, columns, w, stages) for w in (4, 8) for stages in (2, 1))
