@@ -19,6 +19,16 @@ def like(x: npt.NDArray[Any], model: Any, dtype: Any = None) -> Any:
     return torch.from_numpy(np.ascontiguousarray(x)).to(device=model.device, dtype=kind)
 
 
+def without_modes() -> Any:
+    """Within it torch makes tensors with memory, also while calls are traced with fake ones.
+
+    For what is made once and kept: a fake tensor would outlive its trace.
+    """
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    return _disable_current_modes()
+
+
 _said = False
 
 

@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from kdsl.blocks import Blocks
-from kdsl.errors import InputError, UnsupportedError
+from kdsl.errors import ConfigError, InputError, UnsupportedError
 from kdsl.kernels.attention.backward.tunable import PARTS, BackwardTunable
 from kdsl.kernels.attention.config import Config
 from kdsl.kernels.attention.tunable import AttentionTunable
 from kdsl.reference.attention import attention as reference_attention
 from kdsl.runtime import codecache
-from kdsl.runtime.arrays import like, say_once
+from kdsl.runtime.arrays import like, say_once, without_modes
 from kdsl.runtime.checks import check_finite, check_tensors
 from kdsl.runtime.choice import Choice, choose
 from kdsl.runtime.operator import Operator, Tables, array_tables
@@ -63,10 +63,11 @@ class Bound:
 
         key = (device, inverted)
         if key not in self.as_operands:
-            held, tables = self.upload(device)
-            lists = held.tensors
-            if inverted:
-                lists += launch.inverted(self.blocks, self.tunable.spec, device).tensors
+            with without_modes():
+                held, tables = self.upload(device)
+                lists = held.tensors
+                if inverted:
+                    lists += launch.inverted(self.blocks, self.tunable.spec, device).tensors
             self.as_operands[key] = lists, list(tables)
         return self.as_operands[key]
 
@@ -76,7 +77,8 @@ class Bound:
 
         if device not in self.as_operands:
             held = (self.tables.get(t.name, t.values) for t in self.tunable.spec.tables)
-            tables = [torch.from_numpy(np.array(v)).to(device) for v in held]
+            with without_modes():
+                tables = [torch.from_numpy(np.array(v)).to(device) for v in held]
             self.as_operands[device] = [], tables
         return self.as_operands[device]
 
@@ -103,6 +105,9 @@ class AttentionOperator(Operator):
         """By batch size: what a call without tables uses, so that it need not look at values."""
         self.fixed: dict[str, npt.NDArray[Any]] = array_tables(sample)
         self.given, self.mode, self.given_backward = config, mode, dict(backward or {})
+        for part in self.given_backward:
+            if part not in PARTS:
+                raise ConfigError(f"no backward kernel {part!r}", hint=" or ".join(PARTS))
         self.by_batch = any("batch" in e.variables() for e in spec.mask.variants)
         self.programs: dict[bool, Program] = {}
         """What torch's operations run: without, and with the backward."""

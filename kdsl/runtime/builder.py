@@ -48,6 +48,8 @@ def build(
     if isinstance(spec, Permute):
         from kdsl.runtime.permute import PermuteOperator
 
+        if backward:
+            raise ConfigError("permute has no backward kernels", hint="backward=None")
         return PermuteOperator(spec, target, _pick(backend, "cuda", target), config, here, tables)
     from kdsl.runtime.attention import AttentionOperator, interpreting
 

@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from kdsl.runtime.attention import AttentionOperator
 
 
+def known(batch: int) -> int:
+    """A batch size as a number: where it decides the lists, each one makes a graph of its own."""
+    n = 0
+    while n != batch:
+        n += 1
+    return n
+
+
 @torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]
 def constants(
     operator: AttentionOperator, tables: None, batch: int, device: Any, differentiated: bool

@@ -70,6 +70,8 @@ def attention(operator: AttentionOperator, tensors: Sequence[Tensor], tables: An
     if torch.compiler.is_compiling():
         from kdsl.runtime import graph_inputs
 
+        if operator.by_batch:
+            batch = graph_inputs.known(batch)
         find = graph_inputs.read_tables if tables else graph_inputs.constants
         lists, values, name = find(operator, tables, batch, q.device, differentiated)
     else:

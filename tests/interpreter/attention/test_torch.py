@@ -14,14 +14,14 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from kdsl import masks, orders
-from kdsl.errors import InputError, UnsupportedError
+from kdsl.errors import ConfigError, InputError, UnsupportedError
 from kdsl.expr import Table
 from kdsl.grid import Grid
 from kdsl.reference.attention_backward import attention_backward
 from kdsl.runtime import build, torch_ops
 from kdsl.runtime.attention import AttentionOperator
 from kdsl.runtime.program import Program
-from kdsl.specs import Attention
+from kdsl.specs import Attention, Permute
 from tests.devices import DEVICE, GPU
 
 GRID = Grid(height=4, width=5, text=3)
@@ -113,6 +113,22 @@ def test_compiled(backend: str) -> None:
     assert counter.frame_count <= 2
 
 
+def test_compiled_with_a_mask_for_each_batch_item() -> None:
+    """Where lists differ by batch item each batch size has its graph, and each its own lists."""
+    table = Table("doc", (3, 23), "uint8", 0, 3)
+    spec = attention(order=None, mask=masks.same(table))
+    doc = np.sort(np.random.default_rng(0).integers(0, 4, (3, 23)), axis=1).astype(np.uint8)
+    op = operator("reference", spec).bind({"doc": doc})
+    assert op.by_batch
+    torch._dynamo.reset()
+    compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
+    for batch in (3, 1, 2):
+        tensors = leaves(spec, batch)
+        out = compiled(*tensors)
+        assert torch.equal(out, op(*tensors))
+        torch.autograd.grad(out.sum(), tensors)
+
+
 @BACKENDS
 def test_compiled_without_gradients(backend: str) -> None:
     """Inference compiles too, with tables that were bound before, and takes no backward along."""
@@ -165,12 +181,17 @@ def test_fake_tensors() -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     op = operator("triton", attention(return_lse=True))
-    op.operands(None, 1, torch.device(DEVICE), False)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
         q, k, v = (mode.from_tensor(x.detach()) for x in leaves(op.spec, 2))
         out, lse = op(q.transpose(1, 2).contiguous().transpose(1, 2), k, v)
     assert (out.shape, out.dtype, out.is_contiguous()) == (q.shape, q.dtype, True)
     assert (lse.shape, lse.dtype) == (q.shape[:3], torch.float32)
+    # What the first call made and kept is real.
+    tensors = leaves(op.spec)
+    out, lse = op(*tensors)
+    torch.autograd.grad(out.sum() + lse.sum(), tensors)
+    with torch.no_grad():
+        assert torch.equal(op(*tensors)[0], out)
 
 
 def test_a_call_without_gradients_is_direct(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,6 +238,15 @@ def test_programs_by_name() -> None:
         torch_ops.remember(Program(attention(scale=float(n)), {}))
     assert len(torch_ops._kept) == torch_ops.KEPT
     assert torch_ops.program_named(name) is op.programs[True]
+
+
+def test_unknown_backward_kernels_are_refused() -> None:
+    """A configuration for a kernel that is not there is an error, not silently left aside."""
+    with pytest.raises(ConfigError, match="no backward kernel 'dq'"):
+        build(attention(), backend="reference", backward={"dq": TILES})
+    spec = Permute(tokens=GRID, heads=1, head_dim=64, order=orders.axes(GRID, "WH"))
+    with pytest.raises(ConfigError, match="no backward"):
+        build(spec, backend="reference", backward={"keys": TILES})
 
 
 def test_a_small_model_learns() -> None:
