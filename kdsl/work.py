@@ -18,6 +18,8 @@ class Work:
     figure that rates are quoted in.  ``bytes`` is the least that crosses device memory: every input
     once, every output once.  ``steps`` holds the inner-loop steps of each program in launch order,
     ``step_bytes`` what a step loads.  ``unit`` is the dtype whose peak bounds the arithmetic.
+    ``partial`` is the share of steps that do more than the plain ones, ``registers`` a thread and
+    ``spill_bytes`` are estimates where no compiler was asked (0: unknown).
     """
 
     flop: float
@@ -30,6 +32,9 @@ class Work:
     steps: npt.NDArray[np.int64] = field(repr=False)
     step_flop: float = 0.0
     step_bytes: float = 0.0
+    partial: float = 0.0
+    registers: int = 0
+    spill_bytes: int = 0
 
 
 @dataclass(frozen=True)

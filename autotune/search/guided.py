@@ -26,6 +26,8 @@ STARTUP = 10
 class Guided:
     """TPE over a space. Orders of numbers become integers, so that neighbours stay neighbours."""
 
+    ahead = 4
+
     def __init__(
         self,
         space: Space,

@@ -39,6 +39,8 @@ class Ledger:
             return False
         if not same_device(self.key.device, trial.device):
             return False
+        if self.key.toolchain.extra != trial.toolchain.extra:
+            return False  # of another calibration
         return not changes(self.key, Key(self.key.workload, trial.device, trial.toolchain))
 
     def add(self, outcome: Outcome) -> Measurement:
@@ -60,6 +62,7 @@ class Ledger:
             temp_c=outcome.temp_c,
             **_times(outcome),
             **_resources(outcome.built),
+            extra=_provenance(outcome),
         )
         self.store.add(*self.key, candidate, row)
         return row
@@ -88,6 +91,13 @@ def _times(outcome: Outcome) -> Mapping[str, Any]:
         "ci_hi_us": high,
         "samples": tuple(round(s, 3) for s in samples[:MOST_SAMPLES]),
     }
+
+
+def _provenance(outcome: Outcome) -> Mapping[str, Any]:
+    """What a prediction rests on, for the rows of calibrated ones."""
+    if outcome.typical_error is None:
+        return {}
+    return {"typical_error": outcome.typical_error}
 
 
 def _resources(built: Built | None) -> Mapping[str, Any]:

@@ -30,6 +30,9 @@ from kdsl.work import AheadOfTime, Work
 if TYPE_CHECKING:
     from kdsl.kernels.attention.runner import AttentionRunner
 
+OTHER_REGISTERS = 56
+"""Registers of a thread beside its accumulators, about: what cost models assume uncompiled."""
+
 
 class AttentionTunable:
     """One attention spec with the values of its tables: what the tuner and the builder ask.
@@ -82,8 +85,7 @@ class AttentionTunable:
         if config.num_warps > 4 and config.block_m * config.block_n // (config.num_warps * 32) < 8:
             return "too many warps for the tile"
         # Accumulators alone: beyond this they spill far and wide, and compile for minutes.
-        first, second = head_parts(self.spec.head_dim)
-        held = config.block_m * (first + second + config.block_n) // (config.num_warps * 32)
+        held = accumulators(self.spec, config)
         if held > 256:
             return f"{held} accumulator registers a thread"
         need = shared_bytes(self.spec, config, target)
@@ -122,6 +124,7 @@ class AttentionTunable:
         q_rows = self.batch * spec.heads * queries
         k_rows = self.batch * spec.group_heads * keys
         useful = 4.0 * spec.block[0] * spec.block[1] * spec.head_dim * float(counts.sum())
+        held = accumulators(spec, config)
         return Work(
             flop=float(steps.sum()) * step_flop,
             useful_flop=useful * self.batch / counts.shape[0],
@@ -133,7 +136,14 @@ class AttentionTunable:
             steps=steps,
             step_flop=step_flop,
             step_bytes=2.0 * config.block_n * spec.head_dim * item,
+            partial=self._partial_share,
+            registers=min(held + OTHER_REGISTERS, 255),
+            spill_bytes=4 * max(held + OTHER_REGISTERS - 255, 0),
         )
+
+    @cached_property
+    def _partial_share(self) -> float:
+        return float(self.statistics().get("partial_share", 0.0))
 
     @cached_property
     def source(self) -> str:
@@ -194,6 +204,12 @@ class AttentionTunable:
     def statistics(self) -> Mapping[str, float]:
         """Mask statistics; empty while a table is unknown."""
         return {} if self.blocks is None else self.blocks.statistics()
+
+
+def accumulators(spec: Attention, config: Config) -> int:
+    """Registers of a thread that hold the scores of a step and the output."""
+    columns = sum(head_parts(spec.head_dim)) + config.block_n
+    return config.block_m * columns // (config.num_warps * 32)
 
 
 def describe_compile(

@@ -167,11 +167,20 @@ def _described(group: Group, standing: Standing, note: str, key: Key) -> str:
     text = f"taken: row {row.id[:8]}, {row.median_us:.1f} us"
     if row.kind == "measured":
         text += f" [{low:.1f}, {high:.1f}] on {group.key.device.name}"
+    else:
+        text += _reliability(row.extra.get("typical_error"))
     if standing.default:
         text += f", the default{note}"
     if group.key.workload.id != key.workload.id:
         text += f", {group.distance:.2f} octaves away"
     return "; ".join([text, *(f"{name} was {old}, is {new}" for name, new, old in group.changes)])
+
+
+def _reliability(error: object) -> str:
+    """How good predictions like this one were; rows of a newer version may say it otherwise."""
+    if not isinstance(error, int | float):
+        return ", never calibrated on such a card"
+    return f", typical error {error:.2f}x"
 
 
 def _miss(groups: Iterable[Group], key: Key) -> list[str]:

@@ -194,7 +194,7 @@ def test_predicted() -> None:
     assert (found.rung, found.source, found.config) == ("predicted", "predicted", {"block_q": 64})
     assert found.lines[4:] == (
         "same-cc    no measured row on another GPU of compute capability 9.0",
-        f"predicted  taken: row {_short(guess)}, 700.0 us",
+        f"predicted  taken: row {_short(guess)}, 700.0 us, never calibrated on such a card",
     )
     assert _ask(guess, space_hash="s2").rung == "rule"
     assert _ask(guess, mode="nearest").rung == "rule"
