@@ -7,10 +7,11 @@ import os
 from pathlib import Path
 
 from kdsl import targets, workloads
+from kdsl.autotune.cli import evidence_options
 from kdsl.autotune.session.budget import EXAMPLES
 from kdsl.errors import KdslError
 
-COMMANDS = ("show", "export")
+COMMANDS = ("show", "export", *evidence_options.COMMANDS)
 _FORM = argparse.RawDescriptionHelpFormatter
 
 _ABOUT = """\
@@ -35,6 +36,8 @@ examples:
 commands:
   show    the best of every workload in the database, with its default
   export  write rows to a JSONL file
+  replay, evaluate, ablate   judge the search, the cost model, the key on recorded rows
+  calibrate                  fit the cost model to them
 
 exit codes:
   0 done   1 a fault   2 a wrong command line   3 the GPU is not here and was required
@@ -111,6 +114,7 @@ def command_parser() -> argparse.ArgumentParser:
     show.add_argument("--workload", metavar="NAME", help="one workload, and its fastest candidates")
     export = commands.add_parser("export", help="write rows to a JSONL file")
     export.add_argument("file", metavar="FILE.jsonl", type=Path)
+    evidence_options.add(commands, _storage)
     for command in (show, export):
         command.add_argument("--gpu", metavar="NAME", help="rows of one GPU")
         _storage(command)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from kdsl.autotune.compiling import Built
 from kdsl.autotune.measuring.race import quantile
 from kdsl.autotune.session.outcome import Outcome, Params
-from kdsl.autotune.store import Store
-from kdsl.runtime.records import Candidate, Key, Measurement, Run, Trial
+from kdsl.runtime.records import Candidate, Key, Measurement, Row, Run, Source, Trial
 from kdsl.runtime.records.keys import changes, same_device
 from kdsl.runtime.records.rows import now
 from kdsl.runtime.records.select import ranked
@@ -18,11 +17,22 @@ from kdsl.runtime.records.select import ranked
 MOST_SAMPLES = 64
 
 
+class Shelf(Protocol):
+    """Where rows are kept: a `Store`, or memory."""
+
+    @property
+    def source(self) -> Source:
+        """What was added."""
+
+    def add(self, *rows: Row) -> tuple[str, ...]:
+        """Keep rows; they are safe when this returns."""
+
+
 @dataclass(frozen=True)
 class Ledger:
     """Rows of one kind under one key."""
 
-    store: Store
+    store: Shelf
     run: Run
     key: Key
     space_hash: str

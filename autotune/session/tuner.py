@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Protocol
 
-from kdsl.autotune.compiling import CompilePool
+from kdsl.autotune.compiling import Built
 from kdsl.autotune.search import Search, Space, make_recorder, make_search
 from kdsl.autotune.search.space import Point, point
 from kdsl.autotune.session.evaluate import Evaluator
@@ -18,6 +18,7 @@ from kdsl.autotune.session.job import Job
 from kdsl.autotune.session.outcome import Outcome, Params
 from kdsl.runtime.calibration import CostModel
 from kdsl.targets import Target
+from kdsl.work import AheadOfTime
 
 GUESSES = 3
 """Points tried right after the default: the fastest by prediction from the work alone."""
@@ -79,6 +80,21 @@ class Tally:
         return self.default.median_us / (best[0].median_us or math.inf)
 
 
+class Compilers(Protocol):
+    """What compiles: see `kdsl.autotune.compiling.CompilePool`."""
+
+    def submit(
+        self, key: Hashable, what: AheadOfTime, target: Target, *, patient: bool = False
+    ) -> None:
+        """Put a kernel in the queue."""
+
+    def result(self, key: Hashable, until: float | None = None) -> Built | None:
+        """Wait for a kernel that was submitted; None if ``until`` passes first."""
+
+    def drop(self, *, refill: bool = False) -> None:
+        """Forget everything that was asked for."""
+
+
 class Book(Protocol):
     """Where outcomes are written: see `kdsl.autotune.session.ledger.Ledger`."""
 
@@ -108,7 +124,8 @@ class Manner:
 
     ``limit`` counts candidates, those with rows included; ``until`` is in monotonic seconds.
     ``warm`` are tried right after the default.  ``record`` goes through the whole space in a random
-    order.  ``legal`` replaces the tunable's own answer.
+    order.  ``legal`` and ``prior``, a guess at the time, replace the tunable's and the cost model's
+    answers.
     """
 
     limit: int | None = None
@@ -117,6 +134,17 @@ class Manner:
     warm: Sequence[Params] = ()
     record: bool = False
     legal: Callable[[Params], str | None] | None = None
+    prior: Callable[[Params], float] | None = None
+
+
+def remembered(model: CostModel) -> Callable[[Params], float]:
+    """Predicted microseconds, each computed once."""
+
+    @cache
+    def guess(at: Point) -> float:
+        return model(dict(at)).us
+
+    return lambda params: guess(point(params))
 
 
 class WorkloadTuner:
@@ -127,7 +155,7 @@ class WorkloadTuner:
         job: Job,
         target: Target,
         evaluator: Evaluator,
-        pool: CompilePool,
+        pool: Compilers,
         book: Book,
         watch: Watch,
         manner: Manner = Manner(),
@@ -153,15 +181,7 @@ class WorkloadTuner:
         limit, seed = self.manner.limit, self.manner.seed
         if self.manner.record:
             return make_recorder(self.space, default=self.default, limit=limit, seed=seed)
-        model = CostModel.of(self.job.tunable, self.target)
-
-        @cache
-        def guess(at: Point) -> float:
-            return model(dict(at)).us
-
-        def prior(params: Params) -> float:
-            return guess(point(params))
-
+        prior = self.manner.prior or remembered(CostModel.of(self.job.tunable, self.target))
         guesses = sorted(self.space.points or (), key=lambda p: (prior(p), point(p)))[:GUESSES]
         first = [self.default, *self.manner.warm, *guesses]
         return make_search(self.space, first=first, prior=prior, limit=limit, seed=seed)

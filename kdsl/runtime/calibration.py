@@ -43,6 +43,7 @@ class Calibration:
     cc: int
     overhead: float
     l2: float
+    exposed: float
     intercept: float
     weights: Mapping[str, float]
     low: float
@@ -57,10 +58,14 @@ class Calibration:
     notes: Mapping[str, float] = field(default_factory=dict)
     """Figures of the fit for readers: rank correlation and regret of held-out workloads."""
 
+    def knows(self, target: Target) -> bool:
+        """Whether cards of this compute capability were measured."""
+        return target.cc == self.cc
+
     @property
     def physics(self) -> Physics:
         """The bound's own parameters."""
-        return Physics(self.overhead, self.l2)
+        return Physics(self.overhead, self.l2, self.exposed)
 
     @cached_property
     def id(self) -> str:
@@ -70,9 +75,11 @@ class Calibration:
 
     def factor(self, params: Mapping[str, Any], work: Work, loading: Loading) -> float:
         """Measured over bound."""
-        found = traits(params, work, loading)
-        total = self.intercept + sum(self.weights.get(n, 0.0) * v for n, v in found.items())
-        return math.exp(min(max(total, self.low), self.high))
+        return math.exp(min(max(self.total(traits(params, work, loading)), self.low), self.high))
+
+    def total(self, found: Mapping[str, float]) -> float:
+        """The weighted sum of traits; those that no row of the fit had count nothing."""
+        return self.intercept + sum(self.weights.get(n, 0.0) * v for n, v in found.items())
 
     def to_json(self) -> dict[str, Any]:
         """The fields, numbers to six digits."""
@@ -139,13 +146,14 @@ def own_path() -> Path:
 
 
 def find(op: str, unit: str, cc: int, own: Path | None = None) -> Calibration | None:
-    """The user's calibration for a compute capability, else the shipped one, else None."""
+    """The user's calibration for a compute capability, else the shipped one, else that of the
+    nearest other one, else None."""
     path = own or own_path()
     entries = shipped()
     if path.exists():
         entries = (*parse(path.read_text(), str(path)), *entries)
-    wanted = (op, unit, cc)
-    return next((e for e in entries if (e.op, e.unit, e.cc) == wanted), None)
+    fitting = [e for e in entries if (e.op, e.unit) == (op, unit)]
+    return min(fitting, key=lambda e: abs(e.cc - cc), default=None)
 
 
 @cache

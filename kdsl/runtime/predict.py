@@ -21,10 +21,14 @@ from kdsl.work import Work
 if TYPE_CHECKING:
     from kdsl.runtime.calibration import Calibration
 
-ISSUE = {8: 0.62, 9: 0.50, 10: 0.35, 12: 0.60}
-"""Share of the dense peak that the portable attention inner loop reaches with full multiprocessors,
-by major compute capability.  9: 452 to 492 TFLOP/s of 989 on an H100 (docs/performance.md); the
-others are guesses until a calibration says better."""
+ISSUE = 0.8
+"""Share of the dense peak that products reach alone (H100: 740 to 751 of 989 TFLOP/s in a product
+of 8192^3, docs/performance.md)."""
+EXPONENTIALS = 16
+"""A cycle and multiprocessor, on every architecture here (CUDA programming guide, throughput of
+native arithmetic)."""
+AROUND_EXPONENTIAL = 8
+"""Other operations on a score, about: scale, maximum, difference, sum, conversion."""
 BANDWIDTH = 0.85
 """Share of the data sheet's memory bandwidth that a plain copy reaches (H100: 3.0 of 3.35 TB/s)."""
 LAUNCH_US = 3.0
@@ -39,11 +43,13 @@ class Physics:
     """What the bound assumes and no data sheet says.
 
     ``overhead`` is a program's prologue and epilogue in inner-loop steps, ``l2`` the bandwidth of
-    the L2 cache over that of memory.
+    the L2 cache over that of memory, ``exposed`` the share of the shorter of products and
+    exponentials that is not hidden behind the longer.
     """
 
     overhead: float = 4.0
     l2: float = 2.5
+    exposed: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -102,13 +108,18 @@ def predict(
     figures: Figures = UNCOMPILED,
     calibration: Calibration | None = None,
 ) -> Prediction:
-    """The physical bound, times what the calibration found measured rows to be above it."""
+    """The physical bound, times what the calibration found measured rows to be above it.
+
+    A calibration of another compute capability still orders configurations, and its error is not
+    believed.
+    """
     loading = Loading.of(work, target, figures)
     if calibration is None:
         return Prediction(physical_us(work, target, loading))
     bound = physical_us(work, target, loading, calibration.physics)
     factor = calibration.factor(params, work, loading)
-    return Prediction(bound * factor, calibration.typical_error, calibration.id)
+    known = calibration.typical_error if calibration.knows(target) else None
+    return Prediction(bound * factor, known, calibration.id)
 
 
 def physical_us(
@@ -128,13 +139,29 @@ def physical_us(
         return max(bytes_us, 0.0) + LAUNCH_US
     peak = target.peak(work.unit) or target.peak("float32") or 1.0
     slots = loading.slots
-    # Fewer than eight warps leave the tensor cores waiting for softmax and loads.
+    product = work.step_flop * target.sms * slots / (peak * ISSUE) * 1e6
+    scores = work.step_exp * slots * _cycles_of_a_score(target) / _clock(target) * 1e6
+    # Fewer than eight warps leave the units waiting for each other.
     busy = math.sqrt(min(1.0, slots * work.threads / 32 / 8))
-    rate = peak * ISSUE.get(target.capability[0], 0.5) * busy / target.sms / slots
-    step_us = work.step_flop / rate * 1e6 * (1 + loading.spill_bytes / 512)
+    step_us = max(product, scores) + physics.exposed * min(product, scores)
+    step_us *= (1 + loading.spill_bytes / 512) / busy
     load = work.step_bytes * target.sms * slots / max(target.bandwidth * physics.l2, 1.0) * 1e6
     waves: float = (span or makespan)(work.steps, target.sms * slots, physics.overhead)
     return max(waves * max(step_us, load), bytes_us) + LAUNCH_US
+
+
+def _cores(target: Target) -> int:
+    """Float32 units of a multiprocessor."""
+    return 64 if target.capability == (8, 0) else 128
+
+
+def _clock(target: Target) -> float:
+    """Cycles a second, as the data sheet's float32 peak has it."""
+    return (target.peak("float32") or 1.0) / (2 * _cores(target) * target.sms)
+
+
+def _cycles_of_a_score(target: Target) -> float:
+    return 1 / EXPONENTIALS + AROUND_EXPONENTIAL / _cores(target)
 
 
 def makespan(steps: npt.NDArray[Any], slots: int, overhead: float) -> float:
@@ -159,6 +186,7 @@ def traits(params: Mapping[str, Any], work: Work, loading: Loading) -> dict[str,
     """What a calibration may put the rest down to: a few physical ratios, and each setting.
 
     Ratios are logarithms to base 2; a setting is one where it is chosen and absent elsewhere.
+    Those of `LEVEL` are the same for all configurations of a workload.
     """
     warps = work.threads / 32
     found = {
@@ -175,5 +203,10 @@ def traits(params: Mapping[str, Any], work: Work, loading: Loading) -> dict[str,
             "partial": work.partial,
             "partial step": work.partial * step,
             "steps": math.log2(float(work.steps.mean()) + 1 if len(work.steps) else 1.0) - 5,
+            "reuse": math.log2(max(work.useful_flop, 1.0) / max(work.bytes, 1.0)) - 10,
         }
     return found | {f"{name}={value}": 1.0 for name, value in params.items()}
+
+
+LEVEL = ("partial", "reuse")
+"""Traits that lift a workload as a whole: share of partial steps, operations a byte."""

@@ -136,6 +136,7 @@ class AttentionTunable:
             steps=steps,
             step_flop=step_flop,
             step_bytes=2.0 * config.block_n * spec.head_dim * item,
+            step_exp=float(config.block_m * config.block_n),
             partial=self._partial_share,
             registers=min(held + OTHER_REGISTERS, 255),
             spill_bytes=4 * max(held + OTHER_REGISTERS - 255, 0),
