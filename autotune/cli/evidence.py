@@ -44,11 +44,12 @@ def _replay(given: argparse.Namespace, held: Held, gpu: str | None) -> int:
     from kdsl.autotune.recordings.replay import replay, share, start
 
     replays = []
-    for recording in _found(held, gpu, whole=True):
+    found = _found(held, gpu, whole=True)
+    for recording in found:
         if recording.regret(recording.default) is None:
             print(f"left out: {recording.name}: the default was not measured")
             continue
-        warm, model = start(recording, held) if given.as_used else ((), None)
+        warm, model = start(recording, found, held) if given.held_out else ((), None)
         replays.append(
             replay(
                 recording,

@@ -43,10 +43,10 @@ def _replay_options(parser: argparse.ArgumentParser) -> None:
         "--within", type=float, default=WITHIN, metavar="X", help=f"of the best, default {WITHIN}"
     )
     parser.add_argument(
-        "--as-used",
+        "--held-out",
         action="store_true",
-        help="with the calibration and the other recordings' winners, as a user's run has them "
-        "(default: neither, so that nothing was seen before)",
+        help="start from the other workloads, as a new one does: their winners, and a calibration "
+        "fitted to them (default: from nothing but the data sheet)",
     )
     parser.add_argument(
         "--require", type=float, metavar="SHARE", help="exit with 1 if fewer pairs are within"

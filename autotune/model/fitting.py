@@ -148,8 +148,9 @@ def _level(ones: Sequence[Mapping[str, float]], offsets: Floats) -> tuple[float,
     """Intercept and weights of what a workload has as a whole; one row of traits for each."""
     names = [name for name in LEVEL if all(name in row for row in ones)]
     x: Floats = np.array([[row[name] for name in names] for row in ones], np.float64)
-    x = x.reshape(len(ones), len(names))
-    center, middle = np.asarray(x.mean(0), np.float64), float(offsets.mean())
+    x = np.reshape(x, (len(ones), len(names)))
+    center = np.average(x, axis=0)
+    middle = float(offsets.mean())
     shrink = [LEVEL_SHRINK] * len(names)
     solved = _ridge(x - center, offsets - middle, np.ones(len(ones)), shrink)
     found = dict(zip(names, map(float, solved), strict=True))
@@ -158,8 +159,7 @@ def _level(ones: Sequence[Mapping[str, float]], offsets: Floats) -> tuple[float,
 
 def _ridge(x: Floats, y: Floats, weights: Floats, penalty: Sequence[float]) -> Floats:
     scaled = x * weights[:, None]
-    solved: Floats = np.linalg.solve(scaled.T @ x + np.diag(penalty), scaled.T @ y)
-    return solved
+    return np.asarray(np.linalg.solve(scaled.T @ x + np.diag(penalty), scaled.T @ y), np.float64)
 
 
 def _six(value: float) -> float:

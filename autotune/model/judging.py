@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from kdsl.autotune.model.fitting import Lesson, Spans, fit, with_errors
 from kdsl.autotune.recordings import Recording
+from kdsl.autotune.recordings.recording import kind_of
 from kdsl.runtime.calibration import Calibration
 from kdsl.runtime.predict import physical_us
 
@@ -42,11 +43,11 @@ def held_out(lessons: Sequence[Lesson]) -> tuple[Calibration, list[Case]]:
     """
     memo = Spans()
     whole = fit(lessons, memo)
-    specs = {lesson.recording.key.workload.program + str(sizes(lesson)) for lesson in lessons}
-    alone = len(specs) < 2
+    alone = len({kind_of(lesson.recording) for lesson in lessons}) < 2
     cases = []
     for held in lessons:
-        rest = [o for o in lessons if (o is not held if alone else sizes(o) != sizes(held))]
+        own = kind_of(held.recording)
+        rest = [o for o in lessons if (o is not held if alone else kind_of(o.recording) != own)]
         if rest:
             cases.append(judged(held, fit(rest, memo), rest, memo))
     factors = [f for case in cases for f in case.factors]
@@ -60,12 +61,6 @@ def transferred(train: Sequence[Lesson], test: Sequence[Lesson]) -> list[Case]:
     memo = Spans()
     model = fit(train, memo)
     return [judged(lesson, model, train, memo) for lesson in test]
-
-
-def sizes(lesson: Lesson) -> tuple[str, tuple[tuple[str, int], ...]]:
-    """What the densities of a workload share: program and sizes."""
-    workload = lesson.recording.key.workload
-    return workload.program, tuple(sorted(workload.dims.items()))
 
 
 def judged(lesson: Lesson, model: Calibration, rest: Sequence[Lesson], memo: Spans) -> Case:

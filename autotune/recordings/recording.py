@@ -83,6 +83,12 @@ class Recording:
         return len(self.outcomes) >= FULL or self.coverage == 1.0
 
 
+def kind_of(recording: Recording) -> tuple[str, tuple[tuple[str, int], ...]]:
+    """What the densities of a workload share: program and sizes."""
+    workload = recording.key.workload
+    return workload.program, tuple(sorted(workload.dims.items()))
+
+
 def recordings(held: Held, gpu: str | None = None) -> tuple[list[Recording], list[str]]:
     """All measured workloads with at least two sound candidates, and why others are left out.
 

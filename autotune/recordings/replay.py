@@ -7,21 +7,23 @@ timing are looked up.  Times are drawn from the recorded samples, so that noise 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from kdsl.autotune.compiling import Built
 from kdsl.autotune.recordings.files import Held
-from kdsl.autotune.recordings.recording import Recording
-from kdsl.autotune.search.space import Params, point
+from kdsl.autotune.recordings.recording import Recording, kind_of
+from kdsl.autotune.search.space import Params, Point, point
 from kdsl.autotune.session.evaluate import FINAL_ROUNDS, FINAL_ROWS, finalists, timed
 from kdsl.autotune.session.kin import kin
 from kdsl.autotune.session.ledger import Ledger
 from kdsl.autotune.session.outcome import Outcome
-from kdsl.autotune.session.tuner import Manner, Tally, WorkloadTuner, remembered
+from kdsl.autotune.session.tuner import Manner, Tally, WorkloadTuner
 from kdsl.runtime import keying
 from kdsl.runtime.calibration import Calibration, CostModel
+from kdsl.runtime.predict import UNCOMPILED, Figures, Prediction
 from kdsl.runtime.records import MemorySource, Run, Source, Trial, Workload
 from kdsl.runtime.records.form import Row
 from kdsl.runtime.records.rows import now
@@ -69,19 +71,30 @@ def replay(
     calibration: Calibration | None = None,
 ) -> Replay:
     """Tune on a recording once a seed, with ``budget`` measurements each."""
-    prior = remembered(CostModel(recording.job.tunable, recording.target, calibration))
-    attempts = [_attempt(recording, seed, budget, within, warm, prior) for seed in seeds]
-    return Replay(recording, within, tuple(attempts))
+    model = Remembered(recording.job.tunable, recording.target, calibration)
+    manners = [
+        Manner(limit=budget, seed=seed, warm=warm, legal=recording.legal, model=model)
+        for seed in seeds
+    ]
+    return Replay(recording, within, tuple(_attempt(recording, m, within) for m in manners))
 
 
-def _attempt(
-    recording: Recording,
-    seed: int,
-    budget: int,
-    within: float,
-    warm: Sequence[Params],
-    prior: Callable[[Params], float],
-) -> Attempt:
+class Remembered(CostModel):
+    """A cost model that is asked the same by every seed."""
+
+    @cached_property
+    def _known(self) -> dict[Point, Prediction]:
+        return {}
+
+    def __call__(self, params: Params, figures: Figures = UNCOMPILED) -> Prediction:
+        """The time of a configuration that nobody compiled."""
+        at = point(params)
+        if at not in self._known:
+            self._known[at] = super().__call__(params, figures)
+        return self._known[at]
+
+
+def _attempt(recording: Recording, manner: Manner, within: float) -> Attempt:
     watch = _Watch(recording, within)
     shelf = Shelf()
     run = Run(started=now())
@@ -91,15 +104,15 @@ def _attempt(
     tally = WorkloadTuner(
         recording.job,
         recording.target,
-        Replayed(recording, seed),
+        Replayed(recording, manner.seed),
         RecordedPool(recording),
         ledger,
         watch,
-        Manner(limit=budget, seed=seed, warm=warm, legal=recording.legal, prior=prior),
+        manner,
     ).run()
     chosen = tally.ranking
     regret = (recording.regret(chosen[0].params) if chosen else None) or float("inf")
-    return Attempt(seed, regret, watch.found_at, tally.new)
+    return Attempt(manner.seed, regret, watch.found_at, tally.new)
 
 
 class Shelf:
@@ -216,29 +229,37 @@ def counts(replays: Sequence[Replay]) -> Mapping[str, int]:
     }
 
 
-def start(recording: Recording, held: Held) -> tuple[list[Params], Calibration | None]:
-    """What a user's run starts from: winners of the other recordings, and the calibration."""
-    tunable, target = recording.job.tunable, recording.target
-    own = recording.key.workload.id
-    others = _Without(held.source, own)
-    warm = kin(recording.key, [others], recording.legal)
-    return warm, CostModel.of(tunable, target).calibration
+def start(
+    recording: Recording, others: Sequence[Recording], held: Held
+) -> tuple[list[Params], Calibration | None]:
+    """What a run on a new workload starts from: the other workloads' winners, and a calibration
+    fitted to them.  A workload's own densities count as the workload."""
+    from kdsl.autotune.model import fit, samples_of
+
+    own = kind_of(recording)
+    rest = [o for o in others if kind_of(o) != own and o.target.cc == recording.target.cc]
+    like = (recording.job.tunable.op, recording.key.workload.dtypes)
+    alike = [o for o in rest if (o.job.tunable.op, o.key.workload.dtypes) == like]
+    lessons = [samples_of(o) for o in alike]
+    known = {o.key.workload.id for o in rest}
+    warm = kin(recording.key, [_Only(held.source, known)], recording.legal)
+    return warm, fit(lessons) if lessons else None
 
 
-class _Without:
-    """A source as it was before a workload was measured."""
+class _Only:
+    """A source with some of its workloads alone."""
 
-    def __init__(self, source: Source, workload_id: str) -> None:
-        self._source, self._left_out = source, workload_id
+    def __init__(self, source: Source, known: Collection[str]) -> None:
+        self._source, self._known = source, known
 
     def workloads(self, op: str, program: str | None = None) -> list[Workload]:
-        """All others."""
-        return [w for w in self._source.workloads(op, program) if w.id != self._left_out]
+        """Those."""
+        return [w for w in self._source.workloads(op, program) if w.id in self._known]
 
     def trials(self, workload_id: str) -> list[Trial]:
-        """Of all others."""
-        return [] if workload_id == self._left_out else list(self._source.trials(workload_id))
+        """Of those."""
+        return list(self._source.trials(workload_id)) if workload_id in self._known else []
 
     def condemned(self) -> Collection[str]:
-        """All of them."""
+        """All that were found wrong."""
         return self._source.condemned()

@@ -20,8 +20,8 @@ from kdsl.runtime.calibration import CostModel
 from kdsl.targets import Target
 from kdsl.work import AheadOfTime
 
-GUESSES = 3
-"""Points tried right after the default: the fastest by prediction from the work alone."""
+GUESSES, CALIBRATED_GUESSES = 3, 8
+"""Points tried early, the fastest by prediction: more where measured rows stand behind it."""
 
 
 @dataclass
@@ -124,8 +124,7 @@ class Manner:
 
     ``limit`` counts candidates, those with rows included; ``until`` is in monotonic seconds.
     ``warm`` are tried right after the default.  ``record`` goes through the whole space in a random
-    order.  ``legal`` and ``prior``, a guess at the time, replace the tunable's and the cost model's
-    answers.
+    order.  ``legal`` replaces the tunable's own answer, ``model`` the cost model.
     """
 
     limit: int | None = None
@@ -134,17 +133,7 @@ class Manner:
     warm: Sequence[Params] = ()
     record: bool = False
     legal: Callable[[Params], str | None] | None = None
-    prior: Callable[[Params], float] | None = None
-
-
-def remembered(model: CostModel) -> Callable[[Params], float]:
-    """Predicted microseconds, each computed once."""
-
-    @cache
-    def guess(at: Point) -> float:
-        return model(dict(at)).us
-
-    return lambda params: guess(point(params))
+    model: CostModel | None = None
 
 
 class WorkloadTuner:
@@ -181,8 +170,17 @@ class WorkloadTuner:
         limit, seed = self.manner.limit, self.manner.seed
         if self.manner.record:
             return make_recorder(self.space, default=self.default, limit=limit, seed=seed)
-        prior = self.manner.prior or remembered(CostModel.of(self.job.tunable, self.target))
-        guesses = sorted(self.space.points or (), key=lambda p: (prior(p), point(p)))[:GUESSES]
+        model = self.manner.model or CostModel.of(self.job.tunable, self.target)
+
+        @cache
+        def guess(at: Point) -> float:
+            return model(dict(at)).us
+
+        def prior(params: Params) -> float:
+            return guess(point(params))
+
+        count = CALIBRATED_GUESSES if model.calibrated else GUESSES
+        guesses = sorted(self.space.points or (), key=lambda p: (prior(p), point(p)))[:count]
         first = [self.default, *self.manner.warm, *guesses]
         return make_search(self.space, first=first, prior=prior, limit=limit, seed=seed)
 

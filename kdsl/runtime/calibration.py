@@ -180,6 +180,11 @@ class CostModel:
         unit = tunable.work(tunable.default(target), target).unit
         return CostModel(tunable, target, find(tunable.op, unit, target.cc, own))
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether cards of this compute capability were measured."""
+        return self.calibration is not None and self.calibration.knows(self.target)
+
     def __call__(self, params: Mapping[str, Any], figures: Figures = UNCOMPILED) -> Prediction:
         """The time of a configuration."""
         work = self.tunable.work(params, self.target)
