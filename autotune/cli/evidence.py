@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
+import kdsl.kernels
 from kdsl import targets
 from kdsl.autotune.cli.plan import understanding
 from kdsl.autotune.recordings import Recording, read, recordings
@@ -20,7 +22,7 @@ def run(given: argparse.Namespace) -> int:
     """Do what the command line says, and return the exit code."""
     with understanding():
         gpu = targets.get(given.gpu).name if given.gpu is not None else None
-        held = read(given.files, given.storage)
+        held = read(given.files, given.storage, own=given.command != "distil")
     for problem in held.problems:
         print(f"skipped {problem}")
     return _DOES[given.command](given, held, gpu)
@@ -107,9 +109,24 @@ def _ablate(given: argparse.Namespace, held: Held, gpu: str | None) -> int:
     return 0
 
 
+def _distil(given: argparse.Namespace, held: Held, gpu: str | None) -> int:
+    from kdsl.autotune.distil import rules, source
+
+    found = [r for r in recordings(held, gpu)[0] if r.job.tunable.op == given.op]
+    made = rules(found)
+    ids = [row for r in found for row in r.row_ids]
+    text = source(given.op, made, ids)
+    path = given.output or Path(kdsl.kernels.__path__[0]) / given.op / "distilled.py"
+    path.write_text(text)
+    screen.rules(console(), made)
+    print(f"{len(made)} rules in {path}")
+    return 0
+
+
 _DOES: Mapping[str, Callable[[argparse.Namespace, Held, str | None], int]] = {
     "replay": _replay,
     "calibrate": _calibrate,
     "evaluate": _evaluate,
     "ablate": _ablate,
+    "distil": _distil,
 }

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-COMMANDS = ("replay", "calibrate", "evaluate", "ablate")
+COMMANDS = ("replay", "calibrate", "evaluate", "ablate", "distil")
+DISTILLED = ("attention",)
+"""Operations whose default asks for distilled rules."""
 SEEDS, BUDGET, WITHIN = 20, 40, 0.05
 Storage = Callable[[argparse.ArgumentParser], None]
 
@@ -18,6 +20,7 @@ def add(commands: Any, storage: Storage) -> None:
         ("replay", "run the tuner on recordings as if they were GPUs, and judge its choices"),
         ("calibrate", "fit the cost model to measured rows"),
         ("evaluate", "predict workloads from all others, and compare with what was measured"),
+        ("distil", "write a small readable rule that becomes the built-in default"),
         ("ablate", "what mask statistics in the key are worth: equal sizes, different masks"),
     ):
         command = commands.add_parser(name, help=about, description=about)
@@ -26,7 +29,8 @@ def add(commands: Any, storage: Storage) -> None:
             metavar="FILE",
             nargs="*",
             type=Path,
-            help=".jsonl files or databases (default: the user's database and the shipped rows)",
+            help=".jsonl files or databases (default: the shipped rows"
+            + (")" if name == "distil" else " and the user's database)"),
         )
         command.add_argument("--gpu", metavar="NAME", help="rows of one GPU")
         storage(command)
@@ -68,8 +72,19 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _distil_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--op", default="attention", choices=DISTILLED, help="default attention")
+    parser.add_argument(
+        "--output",
+        metavar="FILE.py",
+        type=Path,
+        help="where to (default: kernels/OP/distilled.py of this checkout)",
+    )
+
+
 _OPTIONS: Mapping[str, Callable[[argparse.ArgumentParser], None]] = {
     "replay": _replay_options,
     "calibrate": _calibrate_options,
     "evaluate": _evaluate_options,
+    "distil": _distil_options,
 }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.resources import as_file, files
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from kdsl.errors import StoreError
@@ -32,44 +33,46 @@ class Held:
         return Held(MemorySource(ordered), workloads, runs, tuple(problems))
 
 
-def read(paths: Sequence[Path] = (), storage: Path | None = None) -> Held:
-    """The rows of JSONL files and databases; without any those of the user's database
-    (``storage``) and the shipped ones.
+def read(paths: Sequence[Path] = (), storage: Path | None = None, *, own: bool = True) -> Held:
+    """The rows of JSONL files and databases; without any those of the user's database (``storage``)
+    and the shipped ones, or without ``own`` the shipped ones alone.
 
     StoreError for a file that cannot be read at all.
     """
     rows: list[Row] = []
     problems: list[str] = []
-    for path in paths or _usual(storage):
-        for found in _lines(path) if path.suffix == ".jsonl" else _database(path):
+    usual = storage or default_path()
+    databases = [p for p in paths if p.suffix != ".jsonl"]
+    if not paths and own and usual.exists():
+        databases = [usual]
+    texts: list[Traversable] = [p for p in paths if p.suffix == ".jsonl"]
+    for text in texts if paths else shipped_files():
+        for found in _lines(text):
             if isinstance(found, Row):
                 rows.append(found)
             else:
                 problems.append(str(found))
+    for path in databases:
+        rows += _database(path)
     return Held.of(rows, problems)
 
 
-def _usual(storage: Path | None) -> list[Path]:
-    own = storage or default_path()
-    return [*([own] if own.exists() else []), *shipped_files()]
-
-
-def shipped_files() -> list[Path]:
+def shipped_files() -> list[Traversable]:
     """The JSONL files that came with the library."""
     try:
         folder = files("kdsl.tuning_db")
     except ModuleNotFoundError:
         return []
-    with as_file(folder) as place:
-        return sorted(place.glob("*.jsonl"))
+    found = [entry for entry in folder.iterdir() if entry.name.endswith(".jsonl")]
+    return sorted(found, key=lambda entry: entry.name)
 
 
-def _lines(path: Path) -> Iterator[Row | jsonl.Problem]:
+def _lines(text: Traversable) -> Iterator[Row | jsonl.Problem]:
     try:
-        with path.open("rb") as stream:
-            yield from (found for _, found in jsonl.read(stream, path.name))
+        with text.open("rb") as stream:
+            yield from (found for _, found in jsonl.read(stream, text.name))
     except OSError as error:
-        raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+        raise StoreError(f"{text} cannot be read: {error.strerror}") from error
 
 
 def _database(path: Path) -> Iterator[Row]:

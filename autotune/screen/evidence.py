@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 from rich.table import Table
 
+from kdsl.autotune.distil import Rule
 from kdsl.autotune.model import Case
 from kdsl.autotune.model.judging import summary
 from kdsl.autotune.recordings.ablation import Ablation
@@ -85,6 +86,25 @@ def calibration(console: Console, entry: Calibration) -> None:
         f"{entry.op} {entry.unit} cc {entry.cc / 10:.1f}: {entry.rows} rows of "
         f"{len(entry.workloads)} workloads on {', '.join(entry.devices)}; {said}",
     )
+
+
+def rules(console: Console, found: Sequence[Rule]) -> None:
+    """What each rule loses, beside the hand-written one."""
+    table = _table("class", right=("workloads", "choices", "worst", "mean", "written, worst",
+                   "written, mean"))  # fmt: skip
+    for rule in found:
+        written = [loss for loss in rule.written if math.isfinite(loss)]
+        table.add_row(
+            " ".join(f"{name}={value}" for name, value in rule.equal.items()),
+            str(len(rule.losses)),
+            str(len(rule.tree.leaves)),
+            _times(max(rule.losses)),
+            _times(_mean(rule.losses)),
+            _times(max(written, default=None)),
+            _times(_mean(written) if written else None),
+        )
+    if found:
+        console.print(table)
 
 
 def ablation(console: Console, found: Sequence[Ablation]) -> None:

@@ -21,7 +21,8 @@ from kdsl.kernels.attention.config import (
     head_parts,
     table_dtype,
 )
-from kdsl.kernels.attention.rule import preferences
+from kdsl.kernels.attention.distilled import distilled
+from kdsl.kernels.attention.rule import facts, preferences
 from kdsl.kernels.attention.shared import shared_bytes
 from kdsl.specs import Attention
 from kdsl.targets import Target
@@ -95,11 +96,22 @@ class AttentionTunable:
 
     def default(self, target: Target) -> dict[str, Any]:
         """A good choice without any measurement: legal on this target for this spec."""
+        known = distilled(self.facts(target))
+        if known is not None and self.legal(known, target) is None:
+            return Config.from_json(known).to_json()
+        return self.written_default(target)
+
+    def written_default(self, target: Target) -> dict[str, Any]:
+        """The default of the written rule alone: what distilled ones are compared with."""
         share = self.statistics().get("partial_share", 0.0)
         for config in preferences(self.spec, target, share):
             if self._fits(config, target):
                 return config.to_json()
         raise ConfigError(f"no configuration fits {target.name}", where=repr(self.spec)[:200])
+
+    def facts(self, target: Target) -> dict[str, Any]:
+        """What rules may ask."""
+        return facts(self.spec, target, self.sizes(), self.statistics())
 
     def _fits(self, config: Config, target: Target) -> bool:
         return self.legal(config.to_json(), target) is None
