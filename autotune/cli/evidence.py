@@ -9,6 +9,7 @@ from pathlib import Path
 
 import kdsl.kernels
 from kdsl import targets
+from kdsl.autotune.cli.arguments import Usage
 from kdsl.autotune.cli.plan import understanding
 from kdsl.autotune.recordings import Recording, read, recordings
 from kdsl.autotune.recordings.files import Held
@@ -123,10 +124,25 @@ def _distil(given: argparse.Namespace, held: Held, gpu: str | None) -> int:
     return 0
 
 
+def _report(given: argparse.Namespace, held: Held, gpu: str | None) -> int:
+    from kdsl.autotune.page import page, sections
+
+    found = _found(held, gpu)
+    chosen = [r for r in found if given.workload in (None, r.name)]
+    if not chosen:
+        raise Usage(
+            f"no rows of {given.workload!r}", hint=", ".join(sorted({r.name for r in found}))
+        )
+    given.output.write_text(page(sections(chosen)), encoding="utf-8")
+    print(f"{len(chosen)} workloads in {given.output}")
+    return 0
+
+
 _DOES: Mapping[str, Callable[[argparse.Namespace, Held, str | None], int]] = {
     "replay": _replay,
     "calibrate": _calibrate,
     "evaluate": _evaluate,
     "ablate": _ablate,
     "distil": _distil,
+    "report": _report,
 }

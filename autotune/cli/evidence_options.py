@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-COMMANDS = ("replay", "calibrate", "evaluate", "ablate", "distil")
+COMMANDS = ("replay", "calibrate", "evaluate", "ablate", "distil", "report")
 DISTILLED = ("attention",)
 """Operations whose default asks for distilled rules."""
 SEEDS, BUDGET, WITHIN = 20, 40, 0.05
@@ -21,6 +21,7 @@ def add(commands: Any, storage: Storage) -> None:
         ("calibrate", "fit the cost model to measured rows"),
         ("evaluate", "predict workloads from all others, and compare with what was measured"),
         ("distil", "write a small readable rule that becomes the built-in default"),
+        ("report", "write one HTML file about what was measured"),
         ("ablate", "what mask statistics in the key are worth: equal sizes, different masks"),
     ):
         command = commands.add_parser(name, help=about, description=about)
@@ -82,9 +83,21 @@ def _distil_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _report_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workload", metavar="NAME", help="one workload, as `show` names it")
+    parser.add_argument(
+        "--output",
+        metavar="FILE.html",
+        type=Path,
+        default=Path("autotune.html"),
+        help="default autotune.html",
+    )
+
+
 _OPTIONS: Mapping[str, Callable[[argparse.ArgumentParser], None]] = {
     "replay": _replay_options,
     "calibrate": _calibrate_options,
     "evaluate": _evaluate_options,
     "distil": _distil_options,
+    "report": _report_options,
 }

@@ -32,6 +32,8 @@ class Recording:
     outcomes: Mapping[Point, Outcome]
     samples: Mapping[Point, tuple[float, ...]]
     row_ids: tuple[str, ...]
+    in_time: tuple[Point, ...]
+    """Candidates in the order of their first rows, to the second."""
 
     @property
     def name(self) -> str:
@@ -133,8 +135,9 @@ def _recording(
     except UnsupportedError:
         return None
     outcomes = {point(o.params): o for o in outcomes_of(trials, held.source.condemned())}
+    ordered = sorted(trials, key=lambda t: (t.measurement.created, t.measurement.id))
     samples: defaultdict[Point, list[float]] = defaultdict(list)
-    for trial in trials:
+    for trial in ordered:
         samples[point(trial.candidate.params)] += trial.measurement.samples
     return Recording(
         job,
@@ -143,4 +146,5 @@ def _recording(
         outcomes,
         {at: tuple(values) for at, values in samples.items()},
         tuple(sorted(t.measurement.id for t in trials)),
+        tuple(dict.fromkeys(point(t.candidate.params) for t in ordered)),
     )

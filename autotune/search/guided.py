@@ -139,6 +139,18 @@ class Guided:
         return out
 
 
+def study_of(
+    choices: Mapping[str, tuple[Any, ...]], costs: Sequence[tuple[Params, float]]
+) -> optuna.Study:
+    """A study in memory that holds these costs, for what Optuna can say of one."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    space = Space(choices, lambda params: None)
+    search = Guided(space, first=(), prior=lambda params: 0.0, seed=0)
+    for params, cost in costs:
+        search.tell(params, cost)
+    return search.study
+
+
 def _axis(values: tuple[Any, ...]) -> BaseDistribution:
     numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
     return IntDistribution(0, len(values) - 1) if numbers else CategoricalDistribution(values)

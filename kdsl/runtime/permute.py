@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from kdsl.errors import ConfigError, InputError, UnsupportedError
+from kdsl.errors import InputError, UnsupportedError
 from kdsl.kernels.permute import config as settings
 from kdsl.kernels.permute import generate
+from kdsl.kernels.permute.tunable import PermuteTunable
 from kdsl.reference.permute import permute as reference_permute
 from kdsl.runtime.arrays import like, say_once
 from kdsl.runtime.checks import check_finite
-from kdsl.runtime.choice import Choice
+from kdsl.runtime.choice import Choice, choose
 from kdsl.runtime.operator import Operator, Tables, array_tables
+from kdsl.runtime.predict import BANDWIDTH, LAUNCH_US
 from kdsl.specs import Permute
 from kdsl.targets import Target
 
@@ -32,14 +34,17 @@ class PermuteOperator(Operator):
         target: Target | None,
         backend: str,
         config: Mapping[str, Any] | None,
+        mode: str,
         here: bool,
         fixed: Tables | None = None,
     ) -> None:
         self.spec, self.target, self.backend, self.here = spec, target, backend, here
-        self.fixed, self.given = dict(fixed or {}), config
+        self.fixed, self.given, self.mode = dict(fixed or {}), config, mode
         self.choice: Choice | None = None
         if target is not None and backend != "reference":
-            self.choice = _choose(spec, config)
+            values = array_tables(self.fixed)
+            tunable = PermuteTunable(spec, values)
+            self.choice = choose(tunable, target, config, mode, here=here, tables=values)
 
     def __call__(self, *tensors: Any, tables: Tables | None = None, check: bool = False) -> Any:
         """The stored sequence of ``x``, or with a layout (codes, float32 scales)."""
@@ -96,10 +101,10 @@ class PermuteOperator(Operator):
         bytes_ = float(read * (2 if settings.method(spec) == "GROUPS" else 1) + written)
         out = {"flop": 0.0, "bytes": bytes_}
         if self.target is not None:
-            from kdsl.runtime.predict import BANDWIDTH, LAUNCH_US
-
             seconds = bytes_ / max(self.target.bandwidth * BANDWIDTH, 1.0)
             out["predicted_us"] = seconds * 1e6 + LAUNCH_US
+            if self.choice is not None and self.choice.measured_us is not None:
+                out["measured_us"] = self.choice.measured_us
         return out
 
     def explain(self) -> str:
@@ -119,25 +124,18 @@ class PermuteOperator(Operator):
         lines.append(f"work       {cost['bytes'] / 1e6:.1f} MB")
         if "predicted_us" in cost:
             lines.append(f"predicted  {cost['predicted_us']:.0f} us")
+        if "measured_us" in cost:
+            lines.append(f"measured   {cost['measured_us']:.1f} us")
         return "\n".join(lines)
 
     def bind(self, tables: Tables) -> PermuteOperator:
         """The operator with values for its open tables."""
         return PermuteOperator(
-            self.spec, self.target, self.backend, self.given, self.here, {**self.fixed, **tables}
+            self.spec,
+            self.target,
+            self.backend,
+            self.given,
+            self.mode,
+            self.here,
+            {**self.fixed, **tables},
         )
-
-
-def _choose(spec: Permute, given: Mapping[str, Any] | None) -> Choice:
-    default = settings.default(spec)
-    if given is None:
-        return Choice(default.to_json(), "rule", ("rule: the built-in default",))
-    config = settings.Config.from_json({**default.to_json(), **given})
-    reason = settings.problem(spec, config)
-    if reason:
-        raise ConfigError(
-            f"the given configuration is illegal: {reason}",
-            where=repr(dict(given)),
-            hint=f"for instance {default.to_json()}",
-        )
-    return Choice(config.to_json(), "given", ("given: used as it is",))
