@@ -172,8 +172,16 @@ def _described(group: Group, standing: Standing, note: str, key: Key) -> str:
     if standing.default:
         text += f", the default{note}"
     if group.key.workload.id != key.workload.id:
-        text += f", {group.distance:.2f} octaves away"
+        text += f", {group.distance:.2f} octaves away{_apart(key, group.key)}"
     return "; ".join([text, *(f"{name} was {old}, is {new}" for name, new, old in group.changes)])
+
+
+def _apart(key: Key, row: Key) -> str:
+    """Sizes and statistics in which a row's workload is another one."""
+    tools = {name for name, *_ in keys.changes(key, row)}
+    found = [d for d in keys.differences(key, row) if d.field not in tools]
+    parts = [f"{d.field} {d.wanted} here, {d.row} there" for d in found]
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def _reliability(error: object) -> str:
