@@ -70,7 +70,7 @@ def test_a_split_has_to_be_worth_it() -> None:
 
 
 def test_the_file_answers_as_the_rules_do(found: list[Recording], tmp_path: Path) -> None:
-    """Run from its text, the file gives each recording its leaf's configuration, whose recorded loss
+    """Run from its text, the file gives each recording its leaf's choice, whose recorded loss
     is what the header promises at worst, and never above the hand-written rule's worst."""
     made = rules(found)
     choose = loaded(source("attention", made, [i for r in found for i in r.row_ids]), tmp_path)
