@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from kdsl.blocks import Blocks
 from kdsl.errors import ConfigError
-from kdsl.kernels.attention import generate, orders
+from kdsl.kernels.attention import generate
+from kdsl.kernels.attention import tables as leaf_tables
 from kdsl.kernels.attention.config import (
     ARCHITECTURES,
     ITEM_BYTES,
@@ -83,8 +84,16 @@ class AttentionTunable:
                 return f"{target.name} has no tensor descriptors"
             if not describable(self.spec):
                 return "tensor descriptors need the original order"
-        if config.num_warps > 4 and config.block_m * config.block_n // (config.num_warps * 32) < 8:
+            if self.spec.dtype == "float32":
+                return "tensor descriptors are for 16-bit products, which read shared memory"
+        each = config.block_m * config.block_n // (config.num_warps * 32)
+        single = self.spec.dtype == "float32"
+        if config.num_warps > 4 and each < (4 if single else 8):
             return "too many warps for the tile"
+        # Without tensor cores the products are unrolled: beyond this compilation takes minutes and
+        # most of a tile lies in local memory.
+        if single and each * self.spec.head_dim > 1024:
+            return f"{each * self.spec.head_dim} multiply-adds a thread and product, 1024 at most"
         # Accumulators alone: beyond this they spill far and wide, and compile for minutes.
         held = accumulators(self.spec, config)
         if held > 256:
@@ -261,7 +270,7 @@ def describe_compile(
         signature[name] = "*i32"
         divisible.append(name)
     types = {"int32": "*i32", "int16": "*i16", "uint8": "*u8", "int8": "*i8"}
-    held = orders.tables(spec)
+    held = leaf_tables.tables(spec)
     signature["tables"] = tuple(types[table_dtype(t)] for t in held)
     divisible += [("tables", i) for i in range(len(held))]
     for name in "qkvo":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,7 +196,11 @@ class Drawn:
 
 
 @st.composite
-def cases(draw: Callable[[Any], Any]) -> Case:
+def cases(
+    draw: Callable[[Any], Any],
+    dtypes: Sequence[str] = ("float16", "float32"),
+    head_dims: Sequence[int] = HEAD_DIMS,
+) -> Case:
     """Specs over masks, orders, ragged sizes, grouped heads, head dimensions and dtypes."""
     d = Drawn(draw)
     queries = d.draw(grids(TOKENS))
@@ -213,8 +217,8 @@ def cases(draw: Callable[[Any], Any]) -> Case:
         keys=keys,
         heads=d.heads,
         kv_heads=d.one_of(*(n for n in range(1, d.heads + 1) if d.heads % n == 0)),
-        head_dim=d.one_of(*HEAD_DIMS),
-        dtype=d.one_of("float16", "float32"),
+        head_dim=d.one_of(*head_dims),
+        dtype=d.one_of(*dtypes),
         mask=d.mask(queries, keys, order, block),
         order=order,
         key_order=key_order,
