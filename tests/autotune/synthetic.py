@@ -43,6 +43,11 @@ def chance(*parts: Any) -> random.Random:
     return random.Random(hashlib.sha256(repr(parts).encode()).digest())
 
 
+def family(job: Job) -> str:
+    """What the densities of a workload share: they have one program."""
+    return job.name.partition("@")[0]
+
+
 def true_us(job: Job, params: dict[str, Any], target: Target) -> float:
     """The made-up time in microseconds."""
     tunable = job.tunable
@@ -64,15 +69,14 @@ def true_us(job: Job, params: dict[str, Any], target: Target) -> float:
         step *= 1.0 + (held - 240) / 60
     each = (work.steps + 2.5) * step * slots
     us = finish(each, target.sms * slots) / (1755.0 * slots) * (0.8 + 0.2 * slots) + 4.0
-    program = chance(spec.program, sorted(params.items())).gauss(0, 0.035)
+    program = chance(family(job), sorted(params.items())).gauss(0, 0.035)
     own = chance(job.name, sorted(params.items())).gauss(0, 0.012)
     return float(us * 2.718281828 ** (program + own))
 
 
 def failure(job: Job, params: dict[str, Any]) -> str:
     """How a candidate fails, or nothing: one in 25 does."""
-    spec: Any = job.tunable.spec
-    drawn = chance("fails", spec.program, sorted(params.items())).random()
+    drawn = chance("fails", family(job), sorted(params.items())).random()
     return (
         "compile_error"
         if drawn < 0.02

@@ -79,10 +79,10 @@ def test_it_says_what_was_measured(made: list[Section]) -> None:
         for status, reason, _ in s.failures:
             assert status in text
             assert reason in text
-        assert s.failures
         assert set(s.importances) <= {"block_m", "block_n", "num_warps", "num_stages", "loads"}
         assert sum(s.importances.values()) == pytest.approx(1.0)
         assert f"{s.statistics['density']:.3f}" in text
+    assert any(s.failures for s in made)
 
 
 def test_history_never_gets_worse(made: list[Section]) -> None:
