@@ -94,36 +94,40 @@ def kind_of(recording: Recording) -> tuple[str, tuple[tuple[str, int], ...]]:
 def recordings(held: Held, gpu: str | None = None) -> tuple[list[Recording], list[str]]:
     """All measured workloads with at least two sound candidates, and why others are left out.
 
-    Of several toolchains the one with most candidates stands; ``gpu`` names one GPU.
+    Of several toolchains one stands, see `_groups`; ``gpu`` names one GPU.
     """
     found: list[Recording] = []
     left: list[str] = []
     subjects = Subjects(held.runs)
     for workload in held.workloads:
-        groups = _groups(held, workload, gpu)
-        if not groups:
+        if not any(t.measurement.kind == "measured" for t in held.source.trials(workload.id)):
             continue
         job = subjects.job(workload)
         if job is None:
             left.append(f"{workload.op} {workload.id[:8]}: the values of its tables are not here")
             continue
-        for trials in groups:
+        for trials in _groups(held, workload, gpu, job.tunable.template_hash):
             made = _recording(job, workload, trials, held)
             if made is not None and len(made.times) > 1:
                 found.append(made)
     return sorted(found, key=lambda r: (r.target.name, r.name, r.key.workload.id)), left
 
 
-def _groups(held: Held, workload: Workload, gpu: str | None) -> list[list[Trial]]:
-    """Trials by device, each of the toolchain that tried most."""
+def _groups(held: Held, workload: Workload, gpu: str | None, template: str) -> list[list[Trial]]:
+    """Trials by device, each of one toolchain: today's template before others, then the one that
+    tried most, then the newest."""
     sets: defaultdict[str, defaultdict[str, list[Trial]]] = defaultdict(lambda: defaultdict(list))
     for trial in held.source.trials(workload.id):
         if trial.measurement.kind == "measured" and gpu in (None, trial.device.name):
             sets[trial.device.id][trial.toolchain.id].append(trial)
-    return [
-        max(tools.values(), key=lambda ts: (len({t.candidate.id for t in ts}), ts[0].toolchain.id))
-        for _, tools in sorted(sets.items())
-    ]
+
+    def worth(trials: Sequence[Trial]) -> tuple[bool, int, str, str]:
+        tools = trials[0].toolchain
+        tried = len({t.candidate.id for t in trials})
+        newest = max(t.measurement.created for t in trials)
+        return tools.template_hash == template, tried, newest, tools.id
+
+    return [max(tools.values(), key=worth) for _, tools in sorted(sets.items())]
 
 
 def _recording(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -12,15 +11,17 @@ import numpy as np
 from kdsl.errors import InputError, UnsupportedError
 from kdsl.kernels.permute import config as settings
 from kdsl.kernels.permute import generate
-from kdsl.kernels.permute.tunable import PermuteTunable
+from kdsl.kernels.permute.tunable import PermuteTunable, traffic
 from kdsl.reference.permute import permute as reference_permute
 from kdsl.runtime.arrays import like, say_once
+from kdsl.runtime.calibration import CostModel
 from kdsl.runtime.checks import check_finite
 from kdsl.runtime.choice import Choice, choose
 from kdsl.runtime.operator import Operator, Tables, array_tables
-from kdsl.runtime.predict import BANDWIDTH, LAUNCH_US
+from kdsl.runtime.predict import Prediction
 from kdsl.specs import Permute
 from kdsl.targets import Target
+from kdsl.targets import get as target_named
 
 
 class PermuteOperator(Operator):
@@ -92,20 +93,22 @@ class PermuteOperator(Operator):
         return generate.source(self.spec, settings.Config.from_json(config))
 
     def cost(self) -> Mapping[str, float]:
-        """Bytes of a call with one batch item and, for a named GPU, the time to move them."""
-        spec = self.spec
-        shape = (1, spec.heads, spec.grid.tokens, spec.head_dim)
-        read = math.prod(shape) * settings.ITEM_BYTES[spec.dtype]
-        written = spec.layout.nbytes(shape) if spec.layout else read
-        # Scales over many tokens cost a second reading.
-        bytes_ = float(read * (2 if settings.method(spec) == "GROUPS" else 1) + written)
-        out = {"flop": 0.0, "bytes": bytes_}
+        """Bytes of a call with one batch item, and for a named GPU the predicted and measured time
+        in microseconds."""
+        out = {"flop": 0.0, "bytes": float(traffic(self.spec).total)}
         if self.target is not None:
-            seconds = bytes_ / max(self.target.bandwidth * BANDWIDTH, 1.0)
-            out["predicted_us"] = seconds * 1e6 + LAUNCH_US
+            known = self.choice.predicted_us if self.choice is not None else None
+            out["predicted_us"] = known or self.predicted.us
             if self.choice is not None and self.choice.measured_us is not None:
                 out["measured_us"] = self.choice.measured_us
         return out
+
+    @property
+    def predicted(self) -> Prediction:
+        """The time of the configuration by the cost model, without asking a compiler."""
+        target = self.target or target_named("a100")
+        tunable = PermuteTunable(self.spec)
+        return CostModel.of(tunable, target)(self.config or tunable.default(target))
 
     def explain(self) -> str:
         """Backend, configuration and cost."""
@@ -123,7 +126,8 @@ class PermuteOperator(Operator):
             lines += [f"config     {chosen}", *(f"           {x}" for x in self.choice.lines)]
         lines.append(f"work       {cost['bytes'] / 1e6:.1f} MB")
         if "predicted_us" in cost:
-            lines.append(f"predicted  {cost['predicted_us']:.0f} us")
+            known = self.choice is not None and self.choice.predicted_us
+            lines.append(f"predicted  {f'{known:.0f} us' if known else self.predicted}")
         if "measured_us" in cost:
             lines.append(f"measured   {cost['measured_us']:.1f} us")
         return "\n".join(lines)

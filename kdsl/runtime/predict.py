@@ -95,10 +95,9 @@ class Prediction:
     model: str = ""
 
     def __str__(self) -> str:
-        said = f"{self.us:.0f} us, predicted, "
         if self.typical_error is None:
-            return said + "never calibrated on such a card"
-        return said + f"typical error {self.typical_error:.2f}x"
+            return f"{self.us:.0f} us, never calibrated on such a card"
+        return f"{self.us:.0f} us, typical error {self.typical_error:.2f}x"
 
 
 def predict(

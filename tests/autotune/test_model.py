@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 from kdsl.autotune.model import groups, held_out, samples_of, transferred
 from kdsl.autotune.model.fitting import Lesson, Spans, fit
 from kdsl.autotune.model.judging import judged, spearman, summary
-from kdsl.autotune.recordings import Recording, recordings
+from kdsl.autotune.recordings import Recording, read, recordings
 from kdsl.runtime import calibration
 from kdsl.runtime.calibration import CostModel
 from kdsl.runtime.predict import Figures, makespan
@@ -120,3 +121,14 @@ def test_remembered_makespans() -> None:
     for array in (steps, steps.copy(), steps[:400]):
         for slots in (3, 7):
             assert memo(array, slots, 2.0) == makespan(array, slots, 2.0)
+
+
+def test_the_shipped_calibration_comes_from_the_shipped_rows() -> None:
+    """Each shipped entry names exactly the shipped rows of its operation, dtype and capability."""
+    entries = calibration.shipped()
+    lessons = [samples_of(r) for r in recordings(read(own=False))[0]] if entries else []
+    held = groups(lessons)
+    for entry in entries:
+        rows = sorted(i for x in held[entry.op, entry.unit, entry.cc] for i in x.recording.row_ids)
+        assert entry.evidence == hashlib.sha256("\n".join(rows).encode()).hexdigest()[:32]
+        assert entry.notes["spearman_median"] <= 1.0
