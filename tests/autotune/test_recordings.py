@@ -69,6 +69,7 @@ def test_broken_specs_are_no_jobs(held: Held) -> None:
     subjects = Subjects(held.runs)
     for text in ("", "{", "[]", "null", '{"op": "attention"}', "\"__import__('os')\"", "1"):
         assert subjects.job(replace(held.workloads[0], spec_json=text)) is None
+    assert subjects.job(replace(held.workloads[0], op="attention_backward")) is None
 
 
 def test_files_are_read(tmp_path: Path, held: Held) -> None:
