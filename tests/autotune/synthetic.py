@@ -57,7 +57,7 @@ def true_us(job: Job, params: dict[str, Any], target: Target) -> float:
     """The made-up time in microseconds."""
     tunable = job.tunable
     assert isinstance(tunable, AttentionTunable)
-    c, spec, work = Config.from_json(params), tunable.spec, tunable.work(params, target)
+    c, work = Config.from_json(params), tunable.work(params, target)
     held = registers_of(tunable, c)
     slots = Loading.of(work, target, Figures(min(held, 255), 0, work.shared_bytes)).slots
     product = work.step_flop / 5200  # cycles of the tensor cores
