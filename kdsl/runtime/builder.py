@@ -45,7 +45,8 @@ def build(
     if isinstance(spec, Permute):
         from kdsl.runtime.permute import PermuteOperator
 
-        return PermuteOperator(spec, target, _pick(backend, "cuda", target), config, here, tables)
+        picked = _pick(backend, "cuda", target)
+        return PermuteOperator(spec, target, picked, config, mode, here, tables)
     from kdsl.runtime.attention import AttentionOperator, interpreting
 
     picked = _pick(backend, "triton", target)
