@@ -37,6 +37,8 @@ class Plan:
     processes: int
     storage: Path | None
     require_device: bool
+    record: bool
+    """Go through the whole space instead of searching."""
     words: tuple[str, ...]
     """The command line again, in one order, without the database's place."""
 
@@ -78,11 +80,7 @@ def _understood(given: argparse.Namespace) -> Plan:
         for op in _operations(first.tunable.spec, direction):
             own = first if op == first.tunable.op else jobs.from_file(given.spec, given.tables, op)
             todo.append((own.name, partial(_same, own)))
-    asked = given.workload or ([] if given.spec is not None else list(workloads.names()))
-    names = [workloads.get(name).name for name in dict.fromkeys(asked)]
-    for name in names:
-        ops = _operations(workloads.get(name).spec, direction)
-        todo += [(jobs.titled(name, op), partial(jobs.from_catalogue, name, op)) for op in ops]
+    todo += _catalogue(given, direction)
     if not todo:
         raise Usage("there is nothing backward to tune about this", hint="--direction forward")
     return Plan(
@@ -93,6 +91,7 @@ def _understood(given: argparse.Namespace) -> Plan:
         processes=given.jobs or default_jobs(),
         storage=given.storage,
         require_device=given.require_device,
+        record=given.record,
         words=tuple(_words(given)),
     )
 
@@ -107,10 +106,37 @@ def _same(job: Job) -> Job:
     return job
 
 
+def _catalogue(given: argparse.Namespace, direction: str) -> list[tuple[str, Callable[[], Job]]]:
+    """Workloads at densities; without names all of them, or with densities those that have any."""
+    densities: list[float | None] = list(dict.fromkeys(given.density or [None]))
+    if given.workload:
+        names = [workloads.get(name).name for name in dict.fromkeys(given.workload)]
+    elif given.spec is not None:
+        if given.density:
+            raise Usage("--density belongs to workloads", hint="--workload NAME --density 0.1")
+        names = []
+    else:
+        names = [w.name for w in workloads.CATALOGUE if w.density or not given.density]
+    for name in names if given.density else ():
+        for density in densities:
+            workloads.get(name).mean_density(density)
+    return [
+        (
+            jobs.titled(jobs.named(name, density), op),
+            partial(jobs.from_catalogue, name, density, op),
+        )
+        for name in names
+        for density in densities
+        for op in _operations(workloads.get(name).spec, direction)
+    ]
+
+
 def _words(given: argparse.Namespace) -> list[str]:
     out = ["--gpu", given.gpu]
     for name in given.workload or ():
         out += ["--workload", name]
+    for density in given.density or ():
+        out += ["--density", f"{density:g}"]
     for option in ("spec", "tables"):
         path: Path | None = getattr(given, option)
         if path is not None:
@@ -118,6 +144,7 @@ def _words(given: argparse.Namespace) -> list[str]:
     for option in ("direction", "budget", "seed", "jobs"):
         if getattr(given, option) is not None:
             out += [f"--{option}", str(getattr(given, option))]
+    out += ["--record"] if given.record else []
     return [*out, "--require-device"] if given.require_device else out
 
 
@@ -139,7 +166,8 @@ def _resumed(given: argparse.Namespace) -> argparse.Namespace:
         if tuple(words[: len(PROGRAM)]) != PROGRAM:
             continue
         old = tune_parser().parse_args(words[len(PROGRAM) :])
-        subject = (targets.get(old.gpu), tuple(old.workload or ()), old.spec, old.direction)
+        what = (tuple(old.workload or ()), tuple(old.density or ()), old.spec, old.record)
+        subject = (targets.get(old.gpu), old.direction, *what)
         if subject in seen or (given.gpu is not None and subject[0] != targets.get(given.gpu)):
             continue
         seen.add(subject)

@@ -50,7 +50,8 @@ def build(
 
         if backward:
             raise ConfigError("permute has no backward kernels", hint="backward=None")
-        return PermuteOperator(spec, target, _pick(backend, "cuda", target), config, here, tables)
+        picked = _pick(backend, "cuda", target)
+        return PermuteOperator(spec, target, picked, config, mode, here, tables)
     from kdsl.runtime.attention import AttentionOperator, interpreting
 
     picked = _pick(backend, "triton", target)

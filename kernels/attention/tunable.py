@@ -22,7 +22,8 @@ from kdsl.kernels.attention.config import (
     head_parts,
     table_dtype,
 )
-from kdsl.kernels.attention.rule import preferences
+from kdsl.kernels.attention.distilled import distilled
+from kdsl.kernels.attention.rule import facts, preferences
 from kdsl.kernels.attention.shared import shared_bytes
 from kdsl.specs import Attention
 from kdsl.targets import Target
@@ -30,6 +31,9 @@ from kdsl.work import AheadOfTime, Work
 
 if TYPE_CHECKING:
     from kdsl.kernels.attention.runner import AttentionRunner
+
+OTHER_REGISTERS = 56
+"""Registers of a thread beside its accumulators, about: what cost models assume uncompiled."""
 
 
 class AttentionTunable:
@@ -78,8 +82,7 @@ class AttentionTunable:
         if single and each * self.spec.head_dim > 1024:
             return f"{each * self.spec.head_dim} multiply-adds a thread and product, 1024 at most"
         # Accumulators alone: beyond this they spill far and wide, and compile for minutes.
-        first, second = head_parts(self.spec.head_dim)
-        held = config.block_m * (first + second + config.block_n) // (config.num_warps * 32)
+        held = accumulators(self.spec, config)
         if held > 256:
             return f"{held} accumulator registers a thread"
         need = shared_bytes(self.spec, config, target)
@@ -89,11 +92,22 @@ class AttentionTunable:
 
     def default(self, target: Target) -> dict[str, Any]:
         """A good choice without any measurement: legal on this target for this spec."""
+        known = distilled(self.facts(target))
+        if known is not None and self.legal(known, target) is None:
+            return Config.from_json(known).to_json()
+        return self.written_default(target)
+
+    def written_default(self, target: Target) -> dict[str, Any]:
+        """The default of the written rule alone: what distilled ones are compared with."""
         share = self.statistics().get("partial_share", 0.0)
         for config in preferences(self.spec, target, share):
             if self._fits(config, target):
                 return config.to_json()
         raise ConfigError(f"no configuration fits {target.name}", where=repr(self.spec)[:200])
+
+    def facts(self, target: Target) -> dict[str, Any]:
+        """What rules may ask."""
+        return facts(self.spec, target, self.sizes(), self.statistics())
 
     def _fits(self, config: Config, target: Target) -> bool:
         return self.legal(config.to_json(), target) is None
@@ -118,6 +132,7 @@ class AttentionTunable:
         q_rows = self.batch * spec.heads * queries
         k_rows = self.batch * spec.group_heads * keys
         useful = 4.0 * spec.block[0] * spec.block[1] * spec.head_dim * float(counts.sum())
+        held = accumulators(spec, config)
         return Work(
             flop=float(steps.sum()) * step_flop,
             useful_flop=useful * self.batch / counts.shape[0],
@@ -129,7 +144,15 @@ class AttentionTunable:
             steps=steps,
             step_flop=step_flop,
             step_bytes=2.0 * config.block_n * spec.head_dim * item,
+            step_exp=float(config.block_m * config.block_n),
+            partial=self._partial_share,
+            registers=min(held + OTHER_REGISTERS, 255),
+            spill_bytes=4 * max(held + OTHER_REGISTERS - 255, 0),
         )
+
+    @cached_property
+    def _partial_share(self) -> float:
+        return float(self.statistics().get("partial_share", 0.0))
 
     @cached_property
     def source(self) -> str:
@@ -216,6 +239,12 @@ def narrow_problem(spec: Attention, config: Config) -> str | None:
         if side == 16 < block:
             return f"a tile side of 16 is for mask blocks of 16 alone, this one is {block}"
     return None
+
+
+def accumulators(spec: Attention, config: Config) -> int:
+    """Registers of a thread that hold the scores of a step and the output."""
+    columns = sum(head_parts(spec.head_dim)) + config.block_n
+    return config.block_m * columns // (config.num_warps * 32)
 
 
 def describe_compile(

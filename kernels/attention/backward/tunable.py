@@ -18,7 +18,12 @@ from kdsl.kernels.attention.backward.launch import TEMPLATE, summed
 from kdsl.kernels.attention.backward.rule import preferences
 from kdsl.kernels.attention.backward.shared import shared_bytes
 from kdsl.kernels.attention.config import ITEM_BYTES, Config
-from kdsl.kernels.attention.tunable import AttentionTunable, narrow_problem, tile_problem
+from kdsl.kernels.attention.tunable import (
+    OTHER_REGISTERS,
+    AttentionTunable,
+    narrow_problem,
+    tile_problem,
+)
 from kdsl.specs import Attention
 from kdsl.targets import Target
 from kdsl.work import AheadOfTime, Work
@@ -84,6 +89,10 @@ class BackwardTunable(AttentionTunable):
 
     def default(self, target: Target) -> dict[str, Any]:
         """A good choice without any measurement: legal on this target for this spec."""
+        return self.written_default(target)
+
+    def written_default(self, target: Target) -> dict[str, Any]:
+        """The first of the written rule that is legal."""
         for config in preferences(self.spec, target, self.part):
             if self.legal(config.to_json(), target) is None:
                 return config.to_json()
@@ -106,7 +115,7 @@ class BackwardTunable(AttentionTunable):
         steps = np.repeat(each * other, own, axis=1)
         steps = np.broadcast_to(steps, (self.batch, steps.shape[1])).reshape(-1)
         step_flop = products * config.block_m * config.block_n * spec.head_dim
-        item = ITEM_BYTES[spec.dtype]
+        item, held = ITEM_BYTES[spec.dtype], accumulators(spec, config, self.part)
         moving = config.block_m if self.part == "keys" else config.block_n
         return Work(
             flop=float(steps.sum()) * step_flop,
@@ -119,6 +128,10 @@ class BackwardTunable(AttentionTunable):
             steps=steps,
             step_flop=step_flop,
             step_bytes=2.0 * moving * spec.head_dim * item,
+            step_exp=float(config.block_m * config.block_n),
+            partial=self._partial_share,
+            registers=min(held + OTHER_REGISTERS, 255),
+            spill_bytes=4 * max(held + OTHER_REGISTERS - 255, 0),
         )
 
     def _counts(self) -> npt.NDArray[Any]:
