@@ -27,6 +27,7 @@ _EXAMPLES = """\
 examples:
   python -m autotune --gpu a100                     the whole catalogue, smallest workload first
   python -m autotune --gpu h100 --workload wan2.1-1.3b-480p --budget 2m
+  python -m autotune --gpu h100 --workload wan2.1-1.3b-480p --direction backward
   python -m autotune --gpu l40s --spec my.json --tables my.npz --budget 40
   python -m autotune --gpu h100 --record --workload wan2.1-1.3b-480p --density 0.1 --density 0.3
   python -m autotune --resume                       go on with the last run that was cut off
@@ -70,6 +71,11 @@ def tune_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--tables", metavar="FILE.npz", type=Path, help="values of that spec's tables, by name"
+    )
+    parser.add_argument(
+        "--direction",
+        choices=("forward", "backward", "both"),
+        help="forward kernels, those of the gradients, or both (default: forward)",
     )
     parser.add_argument(
         "--budget",

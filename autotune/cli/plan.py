@@ -19,6 +19,8 @@ from kdsl.autotune.session.job import Job
 from kdsl.autotune.store import Store
 from kdsl.errors import KdslError
 from kdsl.runtime.records import Run
+from kdsl.runtime.tunables import operations
+from kdsl.specs import Spec
 from kdsl.targets import Target
 
 PROGRAM = ("python", "-m", "autotune")
@@ -72,10 +74,15 @@ def _understood(given: argparse.Namespace) -> Plan:
         raise Usage(f"--jobs {given.jobs}", hint="1 or more")
     target = targets.get(given.gpu)
     todo: list[tuple[str, Callable[[], Job]]] = []
+    direction = given.direction or "forward"
     if given.spec is not None:
-        own = jobs.from_file(given.spec, given.tables)
-        todo.append((own.name, lambda: own))
-    todo += _catalogue(given)
+        first = jobs.from_file(given.spec, given.tables)
+        for op in _operations(first.tunable.spec, direction):
+            own = first if op == first.tunable.op else jobs.from_file(given.spec, given.tables, op)
+            todo.append((own.name, partial(_same, own)))
+    todo += _catalogue(given, direction)
+    if not todo:
+        raise Usage("there is nothing backward to tune about this", hint="--direction forward")
     return Plan(
         target=target,
         jobs=tuple(todo),
@@ -89,7 +96,17 @@ def _understood(given: argparse.Namespace) -> Plan:
     )
 
 
-def _catalogue(given: argparse.Namespace) -> list[tuple[str, Callable[[], Job]]]:
+def _operations(spec: Spec, direction: str) -> tuple[str, ...]:
+    """Operations of a spec in a direction; the forward comes first."""
+    found = operations(spec)
+    return {"forward": found[:1], "backward": found[1:], "both": found}[direction]
+
+
+def _same(job: Job) -> Job:
+    return job
+
+
+def _catalogue(given: argparse.Namespace, direction: str) -> list[tuple[str, Callable[[], Job]]]:
     """Workloads at densities; without names all of them, or with densities those that have any."""
     densities: list[float | None] = list(dict.fromkeys(given.density or [None]))
     if given.workload:
@@ -104,9 +121,13 @@ def _catalogue(given: argparse.Namespace) -> list[tuple[str, Callable[[], Job]]]
         for density in densities:
             workloads.get(name).mean_density(density)
     return [
-        (jobs.named(name, density), partial(jobs.from_catalogue, name, density))
+        (
+            jobs.titled(jobs.named(name, density), op),
+            partial(jobs.from_catalogue, name, density, op),
+        )
         for name in names
         for density in densities
+        for op in _operations(workloads.get(name).spec, direction)
     ]
 
 
@@ -120,7 +141,7 @@ def _words(given: argparse.Namespace) -> list[str]:
         path: Path | None = getattr(given, option)
         if path is not None:
             out += [f"--{option}", str(path)]
-    for option in ("budget", "seed", "jobs"):
+    for option in ("direction", "budget", "seed", "jobs"):
         if getattr(given, option) is not None:
             out += [f"--{option}", str(getattr(given, option))]
     out += ["--record"] if given.record else []
@@ -146,7 +167,7 @@ def _resumed(given: argparse.Namespace) -> argparse.Namespace:
             continue
         old = tune_parser().parse_args(words[len(PROGRAM) :])
         what = (tuple(old.workload or ()), tuple(old.density or ()), old.spec, old.record)
-        subject = (targets.get(old.gpu), *what)
+        subject = (targets.get(old.gpu), old.direction, *what)
         if subject in seen or (given.gpu is not None and subject[0] != targets.get(given.gpu)):
             continue
         seen.add(subject)

@@ -15,7 +15,7 @@ from kdsl.autotune.session.job import Job
 from kdsl.errors import KdslError
 from kdsl.runtime import keying
 from kdsl.runtime.records import Run, Workload
-from kdsl.runtime.tunables import tunable_for
+from kdsl.runtime.tunables import operations, tunable_for
 from kdsl.specs import Spec, canonical, from_json
 
 
@@ -29,27 +29,25 @@ class Subjects:
 
     def __init__(self, runs: Iterable[Run]) -> None:
         self._commands = [shlex.split(run.command) for run in runs if run.command]
-        self._made: dict[tuple[str, float | None], Job] = {}
+        self._made: dict[tuple[str, float | None, str], Job] = {}
 
     def job(self, row: Workload) -> Job | None:
         """The workload, or None where the values of its tables cannot be had, or the operation is
         none of the spec's."""
-        job = self._job(row)
-        return job if job is not None and job.tunable.op == row.op else None
-
-    def _job(self, row: Workload) -> Job | None:
         try:
             spec = from_json(json.loads(row.spec_json))
         except (KdslError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return None
+        if row.op not in operations(spec):
             return None
         named = [w for w in workloads.CATALOGUE if w.spec == spec]
         batch = row.dims.get("batch", 1)
         if all(table.values is not None for table in spec.tables):
             name = named[0].name if named else described(row)
-            return _with_batch(jobs.make(name, spec, {}), spec, batch)
+            return _with_batch(jobs.make(name, spec, {}, row.op), spec, batch)
         for workload in named:
             for density in (None, *self._densities):
-                job = self._catalogue(workload.name, density)
+                job = self._catalogue(workload.name, density, row.op)
                 if _alike(keying.workload(job.tunable), row):
                     return _with_batch(job, spec, batch)
         return None
@@ -63,10 +61,11 @@ class Subjects:
                     found.setdefault(_number(value))
         return tuple(value for value in found if 0 < value <= 1)
 
-    def _catalogue(self, name: str, density: float | None) -> Job:
-        if (name, density) not in self._made:
-            self._made[name, density] = jobs.from_catalogue(name, density)
-        return self._made[name, density]
+    def _catalogue(self, name: str, density: float | None, op: str) -> Job:
+        key = (name, density, op)
+        if key not in self._made:
+            self._made[key] = jobs.from_catalogue(name, density, op)
+        return self._made[key]
 
 
 class Names:
@@ -112,7 +111,7 @@ def _with_batch(job: Job, spec: Spec, batch: int) -> Job:
     if batch == 1:
         return job
     tables: dict[str, Any] = dict(job.tables)
-    return Job(job.name, tunable_for(spec, tables, batch), tables)
+    return Job(job.name, tunable_for(spec, tables, batch, job.tunable.op), tables)
 
 
 def _number(text: str) -> float:

@@ -103,7 +103,8 @@ class Measurer:
         self._same: dict[tuple[Any, ...], Outcome] = {}
         sizes = job.tunable.sizes()
         spec_json = canonical(job.tunable.spec.to_json())
-        bench.open(Opening(spec_json, job.tables, sizes.get("batch", 1), seed))
+        batch, op = sizes.get("batch", 1), job.tunable.op
+        bench.open(Opening(spec_json, job.tables, batch, seed, op))
 
     def evaluate(self, params: Params, built: Built, bar_us: float | None) -> Outcome:
         """The measurement; a binary that was measured before, launched alike, gives its result."""

@@ -11,10 +11,13 @@ from importlib.util import find_spec
 import numpy as np
 
 from kdsl.errors import KdslError
+from kdsl.kernels.attention.backward.tunable import PARTS, BackwardTunable
 from kdsl.kernels.attention.tunable import AttentionTunable
+from kdsl.reference.attention_backward import attention_backward
 from kdsl.runtime.aot import compile_for
 from kdsl.runtime.builder import build, device_target
 from kdsl.runtime.codecache import cache_folder
+from kdsl.runtime.tunable import Tunable
 from kdsl.specs import DTYPES, HEAD_DIMS, Attention
 from kdsl.targets import Target
 
@@ -61,9 +64,10 @@ def examine(target: Target | None, say: Callable[[str], None]) -> Iterator[Findi
         say(f"attention forward {dtype} head_dim {head_dim}")
         spec = Attention(tokens=TOKENS, heads=2, head_dim=head_dim, dtype=dtype)
         yield _attention(spec, target, here)
-    for dtype in DTYPES:
-        note = "no kernel yet"
-        yield Finding("attention", "backward", dtype, 0, NO, note)
+    for dtype, head_dim in itertools.product(DTYPES, HEAD_DIMS):
+        say(f"attention backward {dtype} head_dim {head_dim}")
+        spec = Attention(tokens=TOKENS, heads=2, head_dim=head_dim, dtype=dtype)
+        yield _backward(spec, target, here)
 
 
 def _attention(spec: Attention, target: Target | None, here: bool) -> Finding:
@@ -74,14 +78,32 @@ def _attention(spec: Attention, target: Target | None, here: bool) -> Finding:
     try:
         if here:
             return Finding(*name, RUNS, f"checked just now, error {_kernel_error(spec):.1e}")
-        tunable = AttentionTunable(spec)
-        compiled = compile_for(tunable, tunable.default(target), target)
+        note = _compiled(AttentionTunable(spec), target)
     except KdslError as error:
         return Finding(*name, NO, error.what.splitlines()[0])
-    note = f"{compiled.registers} registers, {compiled.shared_bytes // 1024} KiB shared"
-    if compiled.spill_bytes:
-        note += f", {compiled.spill_bytes} bytes spilled"
     return Finding(*name, COMPILES, note)
+
+
+def _backward(spec: Attention, target: Target | None, here: bool) -> Finding:
+    name = ("attention", "backward", spec.dtype, spec.head_dim)
+    if target is None:
+        error = _reference_gradient_error(spec)
+        return Finding(*name, RUNS, f"NumPy reference, weights of dV sum to 1 within {error:.0e}")
+    try:
+        if here:
+            return Finding(*name, RUNS, f"checked just now, error {_gradient_error(spec):.1e}")
+        forward = AttentionTunable(spec)
+        notes = {p: _compiled(BackwardTunable(forward, p), target) for p in PARTS}
+    except KdslError as error:
+        return Finding(*name, NO, error.what.splitlines()[0])
+    return Finding(*name, COMPILES, f"dK, dV: {notes['keys']}; dQ: {notes['queries']}")
+
+
+def _compiled(tunable: Tunable, target: Target) -> str:
+    """What the compiler made of the default configuration."""
+    compiled = compile_for(tunable, tunable.default(target), target)
+    note = f"{compiled.registers} registers, {compiled.shared_bytes // 1024} KiB shared"
+    return note + (f", {compiled.spill_bytes} bytes spilled" if compiled.spill_bytes else "")
 
 
 def _reference_error(spec: Attention) -> float:
@@ -93,6 +115,32 @@ def _reference_error(spec: Attention) -> float:
     op = build(spec, backend="reference")
     out = op.reference(q.astype(dtype), k.astype(dtype), np.ones(shape, dtype))
     return float(np.abs(out - 1).max())
+
+
+def _reference_gradient_error(spec: Attention) -> float:
+    """A query's weights sum to one, so dV sums to the output's gradient: how far it is off."""
+    rng = np.random.default_rng(0)
+    shape = (1, spec.heads, TOKENS, spec.head_dim)
+    q, k, v, dout = (rng.standard_normal(shape) for _ in range(4))
+    _, _, dv = attention_backward(spec, q, k, v, dout)
+    return float(np.abs(dv.sum(2) - dout.sum(2)).max())
+
+
+def _gradient_error(spec: Attention) -> float:
+    """Largest relative error of the gradients of a small call on the GPU."""
+    import torch
+
+    dtype = getattr(torch, spec.dtype)
+    g = torch.Generator("cuda").manual_seed(0)
+    shape = (1, spec.heads, TOKENS, spec.head_dim)
+    q, k, v, dout = (torch.randn(shape, generator=g, device="cuda", dtype=dtype) for _ in range(4))
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    found = torch.autograd.grad(build(spec)(*leaves), leaves, dout)
+    wanted = attention_backward(spec, q, k, v, dout)
+    return max(
+        float(np.linalg.norm(x.double().cpu().numpy() - y) / np.linalg.norm(y))
+        for x, y in zip(found, wanted, strict=True)
+    )
 
 
 def _kernel_error(spec: Attention) -> float:

@@ -21,6 +21,10 @@ def explain_attention(op: AttentionOperator) -> str:
         settings = ", ".join(f"{k}={v}" for k, v in op.choice.params.items())
         lines.append(f"config     {settings}")
         lines += [f"           {line}" for line in op.choice.lines]
+    for part, choice in op.backward_choices.items():
+        settings = ", ".join(f"{k}={v}" for k, v in choice.params.items())
+        name = {"keys": "dK, dV", "queries": "dQ"}[part]
+        lines += [f"{name:<10} {settings}", *(f"           {line}" for line in choice.lines)]
     lines.append(f"program    {spec.program}")
     stats = op.tunable.statistics()
     if stats:

@@ -97,10 +97,11 @@ def _in_flight(stages: int) -> int:
     return max(2 * (stages - 1), 1)
 
 
-def table_bytes(spec: Attention, config: Config) -> int:
+def table_bytes(spec: Attention, config: Config, moving: str = "k") -> int:
     """Entries of the mask's tables: what is loaded ahead, by key or by pair.
 
-    Where they are narrow, a whole tile of them changes hands.
+    Where they are narrow, a whole tile of them changes hands.  ``moving`` is the side of which each
+    step takes other tokens, ``"k"`` or ``"q"``.
     """
     nodes = {
         node.key: node for _, expr in masks(spec)[0] for node in expr.walk() if node.op == "table"
@@ -111,7 +112,9 @@ def table_bytes(spec: Attention, config: Config) -> int:
         names = node.variables()
         if table_dtype(node.data) != "int32" and names & {"q", "qs", "k", "ks"}:
             held += 4 * pairs
-        elif names & {"k", "ks"}:
-            entries = pairs if names & {"q", "qs"} else config.block_n
+        elif names & {moving, f"{moving}s"}:
+            sides = {name[0] for name in names & {"q", "qs", "k", "ks"}}
+            alone = config.block_n if moving == "k" else config.block_m
+            entries = pairs if len(sides) > 1 else alone
             held += 4 * entries * (config.num_stages - 1)
     return held

@@ -42,7 +42,7 @@ class AttentionTunable:
     ``tables`` gives the open tables, or a sample of them: the mask that a choice is made for.
     """
 
-    op = "attention"
+    op: str = "attention"
     architectures = ARCHITECTURES
 
     def __init__(
@@ -70,22 +70,9 @@ class AttentionTunable:
             config = Config.from_json(dict(params))
         except ConfigError as error:
             return str(error)
-        if target.capability < min(ARCHITECTURES):
-            return f"{target.name} is below compute capability 8.0"
-        block_q, block_k = self.spec.block
-        if block_q % config.block_m or block_k % config.block_n:
-            tile = f"{config.block_m} x {config.block_n}"
-            return f"tiles of {tile} do not divide blocks of {block_q} x {block_k}"
-        for side, block in ((config.block_m, block_q), (config.block_n, block_k)):
-            if side == 16 < block:
-                return f"a tile side of 16 is for mask blocks of 16 alone, this one is {block}"
-        if config.loads == "descriptor":
-            if target.capability < (9, 0):
-                return f"{target.name} has no tensor descriptors"
-            if not describable(self.spec):
-                return "tensor descriptors need the original order"
-            if self.spec.dtype == "float32":
-                return "tensor descriptors are for 16-bit products, which read shared memory"
+        problem = tile_problem(self.spec, config, target) or narrow_problem(self.spec, config)
+        if problem:
+            return problem
         each = config.block_m * config.block_n // (config.num_warps * 32)
         single = self.spec.dtype == "float32"
         if config.num_warps > 4 and each < (4 if single else 8):
@@ -226,6 +213,32 @@ class AttentionTunable:
     def statistics(self) -> Mapping[str, float]:
         """Mask statistics; empty while a table is unknown."""
         return {} if self.blocks is None else self.blocks.statistics()
+
+
+def tile_problem(spec: Attention, config: Config, target: Target) -> str | None:
+    """Why tiles or loads do not go with a spec and a GPU, or None."""
+    if target.capability < min(ARCHITECTURES):
+        return f"{target.name} is below compute capability 8.0"
+    block_q, block_k = spec.block
+    if block_q % config.block_m or block_k % config.block_n:
+        tile = f"{config.block_m} x {config.block_n}"
+        return f"tiles of {tile} do not divide blocks of {block_q} x {block_k}"
+    if config.loads == "descriptor":
+        if target.capability < (9, 0):
+            return f"{target.name} has no tensor descriptors"
+        if not describable(spec):
+            return "tensor descriptors need the original order"
+        if spec.dtype == "float32":
+            return "tensor descriptors are for 16-bit products, which read shared memory"
+    return None
+
+
+def narrow_problem(spec: Attention, config: Config) -> str | None:
+    """Why a narrow tile does not go with the spec's blocks, or None."""
+    for side, block in zip((config.block_m, config.block_n), spec.block, strict=True):
+        if side == 16 < block:
+            return f"a tile side of 16 is for mask blocks of 16 alone, this one is {block}"
+    return None
 
 
 def accumulators(spec: Attention, config: Config) -> int:
