@@ -27,7 +27,7 @@ FAILED = 2.5
 FRUITLESS = 32
 """Proposals in a row that were known or illegal, after which the best guess is taken instead."""
 STARTUP = 10
-EXPLORE, TURN = 14, 6
+EXPLORE, TURN = 20, 4
 
 
 class Guided:

@@ -311,18 +311,19 @@ def test_a_model_knows_when_it_knows_nothing() -> None:
     assert model.pick(told, [point(p) for p in points[6:]]) is None
 
 
-def test_a_good_prior_is_used_and_a_bad_one_survived() -> None:
-    """With a guess that ranks the points the optimum comes early; with one that is upside down it
-    is still found."""
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_bad_prior_is_survived(sign: float) -> None:
+    """Whether the guess ranks the points rightly or upside down, the optimum of an additive
+    landscape with pairs is among 40 tries."""
     space = Space(CONDITIONAL, sensible)
     assert space.points is not None
     best = min(map(valley, space.points))
-    for prior, within in ((valley, 20), (lambda p: -valley(p), 40)):
-        search = Guided(space, first=(), prior=lambda p, f=prior: math.exp(f(p)), seed=1)
+    for seed in range(3):
+        search = Guided(space, first=(), prior=lambda p: math.exp(sign * valley(p)), seed=seed)
         costs = []
-        for _ in range(within):
+        for _ in range(40):
             params = search.ask()
             assert params is not None
             costs.append(valley(params))
             search.tell(params, costs[-1])
-        assert min(costs) <= best + math.log(1.1)
+        assert min(costs) == best
