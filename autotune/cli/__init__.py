@@ -25,9 +25,12 @@ def main(
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if given and given[0] in COMMANDS:
-            from kdsl.autotune.cli import show
+            from kdsl.autotune.cli import show, upkeep
 
-            return show.run(command_parser().parse_args(given))
+            parsed = command_parser().parse_args(given)
+            if parsed.command in show.COMMANDS:
+                return show.run(parsed)
+            return upkeep.run(parsed, hardware())
         from kdsl.autotune.cli.tune import tune
 
         return tune(tune_parser().parse_args(given), hardware())

@@ -18,7 +18,7 @@ from kdsl.autotune.session.budget import Budget
 from kdsl.autotune.session.job import Job
 from kdsl.autotune.store import Store
 from kdsl.errors import KdslError
-from kdsl.runtime.records import Run
+from kdsl.runtime.records import Place, Run
 from kdsl.targets import Target
 
 PROGRAM = ("python", "-m", "autotune")
@@ -33,7 +33,7 @@ class Plan:
     budget: Budget | None
     seed: int
     processes: int
-    storage: Path | None
+    storage: Place | None
     require_device: bool
     words: tuple[str, ...]
     """The command line again, in one order, without the database's place."""

@@ -38,7 +38,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def tune(given: argparse.Namespace, hardware: Hardware) -> int:
     """Do what the command line says, and return the exit code."""
     plan = understood(given)
-    found = hardware.present(plan.target)
+    found = next(iter(hardware.gpus(plan.target)), None)
     if found is None and plan.require_device:
         print(f"no {plan.target.name} here, and --require-device was given", file=sys.stderr)
         return ABSENT

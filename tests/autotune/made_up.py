@@ -140,9 +140,11 @@ class FakeHardware(Hardware):
     ) -> None:
         self.here, self.fake, self.made = here, card or FakeCard(), pool or FakePool()
 
-    def present(self, target: Target) -> Present | None:
+    def gpus(self, target: Target | None = None) -> list[Present]:
         """The GPU, if that one is asked for."""
-        return Present(0, target, "fake-card") if target.name == self.here else None
+        if self.here is None or target not in (None, targets.get(self.here)):
+            return []
+        return [Present(0, targets.get(self.here), "fake-card")]
 
     def card(self, found: Present) -> FakeCard:
         """The made-up card."""

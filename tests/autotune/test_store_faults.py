@@ -25,7 +25,9 @@ from kdsl.runtime.records import (
     Toolchain,
     Workload,
     default_sources,
+    link,
     sqlite,
+    tables,
 )
 
 SHARED = (
@@ -85,8 +87,8 @@ def test_killed_writers_lose_nothing(tmp_path: Path) -> None:
     assert all(len(said) == each for said in told[3:])
     with Store(path) as store:
         stored = {row.id: row for row in store.rows()}
-        assert store._link.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
-        assert store._link.execute("PRAGMA foreign_key_check").fetchall() == []
+        assert store.link.raw.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+        assert store.link.raw.execute("PRAGMA foreign_key_check").fetchall() == []
     for writer, said in enumerate(told):
         for n in range(len(said)):
             assert {row.id for row in rows(str(writer), n)} <= stored.keys()
@@ -110,14 +112,14 @@ def test_an_interrupted_call_adds_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     """An exception between two rows of one call, a Ctrl-C say, leaves the database as it was."""
     with Store(tmp_path / "t.db") as store:
         store.add(*rows("a", 0))
-        columns = sqlite.columns
+        real = tables.columns
 
         def interrupted(row: Row) -> dict[str, object]:
             if isinstance(row, Measurement):
                 raise KeyboardInterrupt
-            return columns(row)
+            return real(row)
 
-        monkeypatch.setattr(sqlite, "columns", interrupted)
+        monkeypatch.setattr(tables, "columns", interrupted)
         with pytest.raises(KeyboardInterrupt):
             store.add(*rows("a", 1))
         monkeypatch.undo()
@@ -136,8 +138,8 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     """When there is no room left, the call says so, earlier rows stay, and later calls work."""
     with Store(tmp_path / "t.db") as store:
         store.add(*rows("a", 0))
-        pages = store._link.execute("PRAGMA page_count").fetchone()[0]
-        store._link.execute(f"PRAGMA max_page_count = {pages}")
+        pages = store.link.raw.execute("PRAGMA page_count").fetchone()[0]
+        store.link.raw.execute(f"PRAGMA max_page_count = {pages}")
         with pytest.raises(StoreError, match=r"the disk is full\. Every row stored before is"):
             _fill(store, [])
         stored = set(store.rows())
@@ -145,7 +147,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
         assert sum(isinstance(r, Candidate) for r in stored) == sum(
             isinstance(r, Measurement) for r in stored
         )
-        store._link.execute("PRAGMA max_page_count = 100000")
+        store.link.raw.execute("PRAGMA max_page_count = 100000")
         store.add(*rows("b", 1))
 
 
@@ -215,7 +217,7 @@ def test_a_newer_database(tmp_path: Path) -> None:
     """A schema of a later version is refused, for reading and for writing."""
     path = tmp_path / "t.db"
     with Store(path) as store:
-        store._link.execute("UPDATE meta SET value = '7' WHERE key = 'schema_version'")
+        store.link.raw.execute("UPDATE meta SET value = '7' WHERE key = 'schema_version'")
     for use in (lambda: Store(path), lambda: default_sources(path).__enter__()):
         with pytest.raises(StoreError, match="newer kdsl: schema version 7") as caught:
             use()
@@ -254,7 +256,7 @@ def test_a_locked_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """A writer that waits in vain says that another process holds the file."""
     path = tmp_path / "t.db"
     Store(path).close()
-    monkeypatch.setattr(sqlite, "BUSY_S", 0.2)
+    monkeypatch.setattr(link, "BUSY_S", 0.2)
     holder = sqlite3.connect(path, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     try:

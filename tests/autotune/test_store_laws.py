@@ -74,7 +74,7 @@ DATABASES = st.lists(outcomes(), max_size=25).map(lambda found: {r for rows in f
 
 def _best(store: Store) -> list[tuple[Any, ...]]:
     text = "SELECT * FROM standing ORDER BY workload_id, device_id, toolchain_id, kind, place"
-    return [tuple(row) for row in store._link.execute(text)]
+    return [tuple(row.values()) for row in store.link.fetch(text)]
 
 
 def _in_python(rows: Iterable[Row]) -> list[tuple[Any, ...]]:
@@ -111,7 +111,7 @@ def test_sql_and_python_agree(rows: set[Row]) -> None:
             "ever_default, place FROM standing "
             "ORDER BY workload_id, device_id, toolchain_id, kind, place"
         )
-        assert [tuple(row) for row in store._link.execute(text)] == _in_python(rows)
+        assert [tuple(row) for row in store.link.raw.execute(text)] == _in_python(rows)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_sql_and_python_break_ties_alike(
     with Store(tmp_path / "t.db") as store:
         store.add(*found)
         text = "SELECT candidate_id FROM standing ORDER BY place"
-        in_sql = [row[0] for row in store._link.execute(text)]
+        in_sql = [row[0] for row in store.link.raw.execute(text)]
     order = sorted(
         zip(resources, CANDIDATES, strict=True),
         key=lambda pair: (
