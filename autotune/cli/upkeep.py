@@ -70,8 +70,8 @@ def _compared(console: Console, found: Comparison) -> None:
         table = Table("workload", "GPU", "from", "A", "B")
         for one in found.disagreements[:MOST]:
             sides = (_best(one.a), _best(one.b))
-            name = Text(described(one.workload))
-            table.add_row(name, one.device.name, one.kind, *map(Text, sides))
+            what = Text(described(one.workload))
+            table.add_row(what, one.device.name, one.kind, *map(Text, sides))
         console.print(table)
         if len(found.disagreements) > MOST:
             print(f"and {len(found.disagreements) - MOST} more")

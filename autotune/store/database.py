@@ -166,7 +166,7 @@ class Store:
         ``host`` and ``card`` (a GPU's serial) become pseudonyms, ``command`` is scrubbed.
         """
         run = Run(
-            started=now(),
+            started=now("microseconds"),
             command=scrub(command),
             host=self.pseudonym(host) if host else "",
             card=self.pseudonym(card) if card else "",

@@ -240,6 +240,6 @@ def from_content(table: str, content: Mapping[str, Any]) -> Row:
     return row
 
 
-def now() -> str:
-    """The time in UTC to the second, as rows carry it."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def now(precision: str = "seconds") -> str:
+    """The time in UTC, as rows carry it: to the second, runs to the microsecond to sort them."""
+    return datetime.now(UTC).isoformat(timespec=precision)
