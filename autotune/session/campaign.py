@@ -10,6 +10,7 @@ from typing import Protocol
 
 from kdsl.autotune.compiling import CompilePool
 from kdsl.autotune.measuring import Bench
+from kdsl.autotune.search import StudyAt
 from kdsl.autotune.session.budget import Budget
 from kdsl.autotune.session.evaluate import Evaluator, Measurer, Predictor
 from kdsl.autotune.session.job import Job
@@ -18,6 +19,7 @@ from kdsl.autotune.session.tuner import Tally, Watch, WorkloadTuner
 from kdsl.autotune.store import Store
 from kdsl.runtime import keying
 from kdsl.runtime.records import Device, Key, Run
+from kdsl.specs import digest
 from kdsl.targets import Target
 
 
@@ -70,7 +72,9 @@ class PresentGpu:
 class Campaign:
     """Tunes jobs in turn; each gets its share of the time that is left.
 
-    ``jobs`` are made when their turn comes, since a large mask takes seconds to read.
+    ``jobs`` are made when their turn comes, since a large mask takes seconds to read. ``study`` is
+    a place of Optuna's where other drivers take part; ``driver`` is this one's name there, by
+    default the run's.
     """
 
     def __init__(
@@ -83,7 +87,10 @@ class Campaign:
         *,
         budget: Budget,
         seed: int = 0,
+        study: str | None = None,
+        driver: str = "",
     ) -> None:
+        self.study, self.driver = study, driver
         self.lab, self.target, self.pool, self.store = lab, target, pool, store
         self.watch, self.budget, self.seed = watch, budget, seed
         self.tallies: list[Tally] = []
@@ -104,6 +111,10 @@ class Campaign:
         space = keying.space_hash(job.tunable.space(self.target))
         default = job.tunable.default(self.target)
         ledger = Ledger(self.store, run, self.lab.key(job), space, evaluator.kind, default)
+        study = None
+        if self.study is not None:
+            name = _study_name(ledger)
+            study = StudyAt(self.study, name, self.driver or run.id)
         tuner = WorkloadTuner(
             job,
             self.target,
@@ -114,6 +125,7 @@ class Campaign:
             limit=self.budget.candidates,
             until=until,
             seed=self.seed,
+            study=study,
         )
         self.tallies.append(tuner.tally)
         tuner.run()
@@ -126,3 +138,11 @@ class Campaign:
             total.update(tally.fresh)
             total["illegal"] += tally.illegal
         return dict(total)
+
+
+def _study_name(ledger: Ledger) -> str:
+    """One study for each key and space: readable in front, unmistakable behind."""
+    workload, device, toolchain = ledger.key
+    same = (workload.id, device.name, device.cc, device.sms, device.mig, toolchain.id)
+    mark = digest([*same, ledger.space_hash])[:12]
+    return f"{workload.op} on {device.name}, {ledger.kind}, {mark}"

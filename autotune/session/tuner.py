@@ -11,7 +11,7 @@ from functools import cache
 from typing import Protocol
 
 from kdsl.autotune.compiling import CompilePool
-from kdsl.autotune.search import Search, Space, make_search
+from kdsl.autotune.search import Search, Space, StudyAt, make_search
 from kdsl.autotune.search.space import Point, point
 from kdsl.autotune.session.evaluate import Evaluator
 from kdsl.autotune.session.job import Job
@@ -117,9 +117,11 @@ class WorkloadTuner:
         limit: int | None,
         until: float | None,
         seed: int,
+        study: StudyAt | None = None,
     ) -> None:
         self.job, self.target, self.evaluator, self.pool = job, target, evaluator, pool
         self.ledger, self.watch, self.limit, self.until = ledger, watch, limit, until
+        self.study = study
         tunable = job.tunable
         self.default = tunable.default(target)
         self.space = Space(tunable.space(target), lambda p: tunable.legal(p, target))
@@ -147,7 +149,9 @@ class WorkloadTuner:
 
         guesses = sorted(self.space.points or (), key=lambda p: (prior(p), point(p)))[:GUESSES]
         first = [self.default, *guesses]
-        return make_search(self.space, first=first, prior=prior, limit=self.limit, seed=seed)
+        return make_search(
+            self.space, first=first, prior=prior, limit=self.limit, seed=seed, study=self.study
+        )
 
     def run(self) -> Tally:
         """Go on until the budget or the space is used up."""
@@ -185,7 +189,21 @@ class WorkloadTuner:
             return True
         return time.monotonic() + self.evaluator.finals_seconds(self.tally.outcomes) < self.until
 
+    def _absorb(self) -> None:
+        """Take in what other drivers of the same study have written down meanwhile."""
+        seen = {point(o.params) for o in self.tally.outcomes}
+        for outcome in self.ledger.known():
+            if point(outcome.params) in seen or self.space.why_not(outcome.params) is not None:
+                continue
+            self.tally.outcomes.append(outcome)
+            self.tally.known += 1
+            if self.tally.default is None and self._is_default(outcome.params):
+                self.tally.default = outcome
+            self.search.tell(outcome.params, self._cost(outcome))
+
     def _ask_ahead(self, window: deque[Params]) -> None:
+        if self.study is not None:
+            self._absorb()
         while len(window) < AHEAD and not self.tally.exhausted:
             if self.limit is not None and len(self.tally.outcomes) + len(window) >= self.limit:
                 return
