@@ -144,15 +144,15 @@ class SqliteLink:
 
     @contextmanager
     def _within(self, begin: str) -> Iterator[None]:
-        with guard(self.path):
-            self.raw.execute(begin)
-            try:
+        self.run(begin)
+        try:
+            with guard(self.path):
                 yield
-                self.raw.execute("COMMIT")
-            except BaseException:
-                if self.raw.in_transaction:
-                    self.raw.execute("ROLLBACK")
-                raise
+            self.run("COMMIT")
+        except BaseException:
+            if self.raw.in_transaction:
+                self.run("ROLLBACK")
+            raise
 
     def transaction(self) -> Any:
         """All that is written within happens, or nothing; other writers wait."""
