@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from kdsl.autotune.cli.arguments import COMMANDS, Usage, command_parser, tune_parser
 from kdsl.autotune.cli.hardware import Hardware
+from kdsl.autotune.store import mask_passwords
 from kdsl.errors import KdslError
 
 __all__ = ["main"]
@@ -35,7 +36,7 @@ def main(
 
         return tune(tune_parser().parse_args(given), hardware())
     except KdslError as error:
-        print(error, file=sys.stderr)
+        print(mask_passwords(str(error)), file=sys.stderr)
         return USAGE if isinstance(error, Usage) else FAILED
     except KeyboardInterrupt:
         return INTERRUPTED

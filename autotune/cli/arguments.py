@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from kdsl import targets, workloads
 from kdsl.autotune.session.budget import EXAMPLES
-from kdsl.autotune.store import scrub
+from kdsl.autotune.store import mask_passwords
 from kdsl.errors import KdslError
 from kdsl.runtime.records import Place
 from kdsl.runtime.records.link import is_server
@@ -145,7 +145,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and exit with 2."""
-        super().error(scrub(message))
+        super().error(mask_passwords(message))
 
 
 def _storage(parser: argparse.ArgumentParser) -> None:

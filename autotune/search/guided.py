@@ -91,6 +91,9 @@ class Guided:
         else:
             self._finish(trial, cost)
 
+    def close(self) -> None:
+        """Nothing is open."""
+
     def _add(self, params: Params, cost: float | None) -> None:
         """A finished trial for what was not asked for."""
         failed: dict[str, Any] = {}

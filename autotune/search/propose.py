@@ -31,6 +31,9 @@ class Search(Protocol):
     def tell(self, params: Params, cost: float | None) -> None:
         """What came of one, proposed here or known before: lower is better, None a failure."""
 
+    def close(self) -> None:
+        """Let go of what is open."""
+
 
 def make_search(
     space: Space,
@@ -82,3 +85,6 @@ class Listed:
         """Cross it off."""
         del cost
         self._waiting.pop(point(params), None)
+
+    def close(self) -> None:
+        """Nothing is open."""

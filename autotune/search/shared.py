@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from kdsl.autotune.search.guided import FAILED, Guided
 from kdsl.autotune.search.propose import StudyAt
 from kdsl.autotune.search.space import Params, Point, Space, point
-from kdsl.autotune.search.studies import open_storage
+from kdsl.autotune.search.studies import close_storage, open_storage
 
 STALE = timedelta(minutes=5)
 """Age at which a claim of a driver that says nothing any more is void."""
@@ -48,6 +48,7 @@ class Shared(Guided):
         self._heard: set[int] = set()
         self._busy: dict[Point, int] = {}
         """Points that others are at, with the first trial that claims each."""
+        self._storage: optuna.storages.BaseStorage | None = None
         self._start = dict(first[0]) if first else None
         super().__init__(space, first=first[1:], prior=prior, seed=seed)
         # Parallel proposals must not all go to the same place.
@@ -56,8 +57,9 @@ class Shared(Guided):
 
     def _study(self) -> optuna.Study:
         try:
+            self._storage = open_storage(self.at.place)
             return optuna.create_study(
-                storage=open_storage(self.at.place),
+                storage=self._storage,
                 study_name=self.at.name,
                 sampler=self.sampler,
                 load_if_exists=True,
@@ -73,6 +75,11 @@ class Shared(Guided):
             if point(params) not in self._told:
                 return params
         return self._kept(self._ask_listening)
+
+    def close(self) -> None:
+        """Let go of the study; what is claimed and not told is anybody's when it is old."""
+        if self._storage is not None:
+            close_storage(self._storage)
 
     def _ask_listening(self) -> Params | None:
         self._listen()

@@ -29,6 +29,13 @@ def open_storage(place: str) -> optuna.storages.BaseStorage:
     return JournalStorage(JournalFileBackend(place))
 
 
+def close_storage(storage: optuna.storages.BaseStorage) -> None:
+    """Let go of a storage's connections, where it has any."""
+    if isinstance(storage, optuna.storages.RDBStorage):
+        storage.remove_session()
+        storage.engine.dispose()
+
+
 def _database(url: str, options: dict[str, object]) -> optuna.storages.BaseStorage:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

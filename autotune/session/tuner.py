@@ -165,6 +165,7 @@ class WorkloadTuner:
             self._settle()
             self.pool.drop(refill=True)
         finally:
+            self.search.close()
             self.tally.illegal = self.space.illegal
             self.tally.seconds = time.monotonic() - started
         self.watch.end(self.tally)

@@ -2,7 +2,7 @@
 
 from kdsl.autotune.store.database import ImportReport, Store
 from kdsl.autotune.store.exchange import Exported, export_jsonl, import_jsonl, merge, reading
-from kdsl.autotune.store.scrub import scrub
+from kdsl.autotune.store.scrub import mask_passwords, scrub
 
 __all__ = [
     "Exported",
@@ -10,6 +10,7 @@ __all__ = [
     "Store",
     "export_jsonl",
     "import_jsonl",
+    "mask_passwords",
     "merge",
     "reading",
     "scrub",

@@ -19,6 +19,8 @@ _BEARER = re.compile(r"\b(Bearer|Basic)\s+(?!\*)[A-Za-z0-9._~+/-]+=*")
 _HOME = re.compile(r"(?:/home|/Users|[A-Za-z]:\\Users)[/\\][^/\\\s'\":]+")
 _UUID = re.compile(r"\b((?:GPU|MIG)-)?[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}[\w/-]*")
 _ADDRESS = re.compile(r"(?<![\w.-])(?:\d{1,3}\.){3}\d{1,3}(?!\w|\.\d)")
+_IN_URL = re.compile(r"(://[^\s:/@]*):[^\s/]*@")
+_IN_QUERY = re.compile(r"(password=)[^\s&'\"]+", re.I)
 _PSEUDONYM = re.compile(r"(?:[0-9a-f]{16})?")
 
 
@@ -43,6 +45,11 @@ def scrub(text: str) -> str:
         if len(name) > 1 and name != "localhost":
             text = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", "<host>", text)
     return text
+
+
+def mask_passwords(text: str) -> str:
+    """``text`` with its URLs' passwords hidden; hosts, which help to find a fault, stay."""
+    return _IN_QUERY.sub(r"\1***", _IN_URL.sub(r"\1:***@", text))
 
 
 def free_texts(row: Row) -> list[str]:
