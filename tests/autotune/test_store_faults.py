@@ -10,11 +10,12 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from kdsl.autotune.store import Store
+from kdsl.autotune.store import Store, import_jsonl
 from kdsl.autotune.store.checkup import examine
 from kdsl.errors import StoreError
 from kdsl.runtime.records import (
@@ -269,3 +270,37 @@ def test_a_locked_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             assert opened[0].workloads("attention") == []
     finally:
         holder.close()
+
+
+def test_a_large_import_is_held_by_the_page(tmp_path: Path) -> None:
+    """A file of many rows and more broken lines, its measurements in front of what they refer to,
+    is imported whole in memory that does not grow with it; the first hundred problems are told, the
+    others counted."""
+    count = 4000
+    with (tmp_path / "x.jsonl").open("w") as stream:
+        for n in range(count):
+            *referents, outcome = rows("large", n)
+            stream.write("\n".join(row.line() for row in (outcome, *referents[-1:])) + "\n{\n")
+        stream.writelines(row.line() + "\n" for row in referents[:4])
+    size = (tmp_path / "x.jsonl").stat().st_size
+    with Store(tmp_path / "t.db") as store:
+        tracemalloc.start()
+        try:
+            report = import_jsonl(store, tmp_path / "x.jsonl")
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert (report.added, report.known, report.skipped) == (2 * count + 4, 0, count)
+        assert len(report.problems) == 100
+        assert report.problems[0].startswith("x.jsonl:3: ")
+        assert peak < 3_000_000 < 3 * size
+
+
+@pytest.mark.parametrize("place", [Path("/dev/zero"), Path("/dev"), Path("/nowhere.jsonl")])
+def test_what_is_no_file_is_not_read(tmp_path: Path, place: Path) -> None:
+    """A device would never end."""
+    with (
+        Store(tmp_path / "t.db") as store,
+        pytest.raises(StoreError, match=r"is no file|not there"),
+    ):
+        import_jsonl(store, place)
