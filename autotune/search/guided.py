@@ -38,8 +38,7 @@ class Guided:
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space, self.prior = space, prior
-        self.random = random.Random(seed)
-        self.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
+        self.seed, self.random = seed, random.Random(seed)
         self.study = self._study()
         self.axes: dict[str, BaseDistribution] = {
             name: _axis(values) for name, values in space.choices.items() if len(values) > 1
@@ -50,7 +49,10 @@ class Guided:
 
     def _study(self) -> optuna.Study:
         """A new one, in memory."""
-        return optuna.create_study(sampler=self.sampler)
+        return optuna.create_study(sampler=self._sampler())
+
+    def _sampler(self) -> optuna.samplers.TPESampler:
+        return optuna.samplers.TPESampler(seed=self.seed, n_startup_trials=STARTUP)
 
     def ask(self) -> Params | None:
         """A legal point that was neither proposed nor told."""

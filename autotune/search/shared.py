@@ -8,23 +8,26 @@ claims and nothing more: the driver goes on alone.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from kdsl.autotune.search.guided import FAILED, Guided
+from kdsl.autotune.search.guided import FAILED, STARTUP, Guided
 from kdsl.autotune.search.propose import StudyAt
 from kdsl.autotune.search.space import Params, Point, Space, point
 from kdsl.autotune.search.studies import close_storage, open_storage
 
 STALE = timedelta(minutes=5)
 """Age at which a claim of a driver that says nothing any more is void."""
+MOMENT_S = 1.0
+"""How long a trial is waited for that has no parameters yet; its driver may have died there."""
 T = TypeVar("T")
-_DRIVER = "driver"
+_DRIVER, _SINCE = "driver", "since"
 _BROKEN = (optuna.exceptions.OptunaError, SQLAlchemyError, KeyError, OSError)
 
 
@@ -39,21 +42,26 @@ class Shared(Guided):
         prior: Callable[[Params], float],
         seed: int,
         at: StudyAt,
-        now: Callable[[], datetime] = datetime.now,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.at, self._now = at, now
         self.alone = ""
         """Why the study is not shared any more; empty while it is."""
         self._own: set[int] = set()
         self._heard: set[int] = set()
+        self._silent: set[int] = set()
+        self._seen: dict[int, str] = {}
         self._busy: dict[Point, int] = {}
         """Points that others are at, with the first trial that claims each."""
         self._storage: optuna.storages.BaseStorage | None = None
         self._start = dict(first[0]) if first else None
         super().__init__(space, first=first[1:], prior=prior, seed=seed)
-        # Parallel proposals must not all go to the same place.
-        self.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-        self.study.sampler = self.sampler
+
+    def _sampler(self) -> optuna.samplers.TPESampler:
+        """Parallel proposals must not all go to the same place."""
+        return optuna.samplers.TPESampler(
+            seed=self.seed, n_startup_trials=STARTUP, constant_liar=True
+        )
 
     def _study(self) -> optuna.Study:
         try:
@@ -61,7 +69,7 @@ class Shared(Guided):
             return optuna.create_study(
                 storage=self._storage,
                 study_name=self.at.name,
-                sampler=self.sampler,
+                sampler=self._sampler(),
                 load_if_exists=True,
             )
         except _BROKEN as error:
@@ -117,13 +125,23 @@ class Shared(Guided):
             self.study.enqueue_trial(self._encode(dict(at)))
             self._asked[at] = self.study.ask(self.axes)
 
-    def _listen(self) -> None:
-        """What others were told, and what they are at."""
+    def _listen(self, before: int = 0) -> set[int]:
+        """Hear what others were told, and what they are at.
+
+        The trials with a number under ``before`` that are being made just now: a trial is there
+        before all its parameters are.
+        """
+        unsaid: set[int] = set()
         if self.alone:
-            return
+            return unsaid
         self._busy.clear()
         for trial in self.study.get_trials(deepcopy=False):
-            if trial.number in self._own or trial.number in self._heard or not trial.params:
+            if trial.number in self._own or trial.number in self._heard:
+                continue
+            if trial.params.keys() != self.axes.keys():
+                running = trial.state == TrialState.RUNNING and trial.number not in self._silent
+                if running and trial.number < before:
+                    unsaid.add(trial.number)
                 continue
             at = point(self._decode(trial.params))
             if trial.state == TrialState.COMPLETE:
@@ -131,12 +149,15 @@ class Shared(Guided):
                 self._told.setdefault(at, _cost(trial))
             elif trial.state == TrialState.RUNNING and self._claimed(trial):
                 self._busy[at] = min(trial.number, self._busy.get(at, trial.number))
+        return unsaid
 
     def _claimed(self, trial: FrozenTrial) -> bool:
         """Whether somebody is at it: not this driver before it died, nor long ago."""
         mine = trial.user_attrs.get(_DRIVER) == self.at.driver
-        started = trial.datetime_start
-        stale = started is None or self._now() - started > STALE
+        since = trial.user_attrs.get(_SINCE)
+        if since is None:  # the claim is being made; Optuna's own times are in unknown time zones
+            since = self._seen.setdefault(trial.number, self._now().isoformat())
+        stale = self._now() - datetime.fromisoformat(since) > STALE
         if mine or stale:
             self._heard.add(trial.number)
             self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
@@ -148,6 +169,7 @@ class Shared(Guided):
             trial = self._asked[point(params)]
             self._own.add(trial.number)
             trial.set_user_attr(_DRIVER, self.at.driver)
+            trial.set_user_attr(_SINCE, self._now().isoformat())
         return params
 
     def _fresh(self, params: Params) -> bool:
@@ -155,7 +177,11 @@ class Shared(Guided):
 
     def _settled(self, trial: Trial, params: Params) -> bool:
         self._own.add(trial.number)
-        self._listen()
+        end = time.monotonic() + MOMENT_S
+        while unsaid := self._listen(trial.number):
+            if time.monotonic() > end:
+                self._silent |= unsaid
+            time.sleep(0.01)
         if self._busy.get(point(params), trial.number) < trial.number:
             # Two asked at once and were given the same; the first of them does it.
             self.study.tell(trial, state=TrialState.FAIL)
