@@ -1,7 +1,7 @@
 """Optuna's TPE, driven by ask and tell.
 
 The study lives in memory and is rebuilt from the database's rows, so there is no second state that
-could contradict them; another storage can be given where several drivers share a study.
+could contradict them. :mod:`.shared` is the same for several drivers of one study.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ FAILED = 2.5
 FRUITLESS = 32
 """Proposals in a row that were known or illegal, after which the best guess is taken instead."""
 STARTUP = 10
+CONSTRAINTS = hasattr(Trial, "set_constraint")
+"""Optuna 5 has them on trials."""
 
 
 class Guided:
@@ -35,13 +37,11 @@ class Guided:
         first: Sequence[Params],
         prior: Callable[[Params], float],
         seed: int,
-        storage: optuna.storages.BaseStorage | None = None,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space, self.prior = space, prior
-        self.random = random.Random(seed)
-        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
-        self.study = optuna.create_study(storage=storage, sampler=sampler)
+        self.seed, self.random = seed, random.Random(seed)
+        self.study = self._study()
         self.axes: dict[str, BaseDistribution] = {
             name: _axis(values) for name, values in space.choices.items() if len(values) > 1
         }
@@ -49,22 +49,39 @@ class Guided:
         self._asked: dict[Point, Trial] = {}
         self._first = [dict(p) for p in reversed(first)]
 
+    def _study(self) -> optuna.Study:
+        """A new one, in memory."""
+        return optuna.create_study(sampler=self._sampler())
+
+    def _sampler(self) -> optuna.samplers.TPESampler:
+        return optuna.samplers.TPESampler(seed=self.seed, n_startup_trials=STARTUP)
+
     def ask(self) -> Params | None:
         """A legal point that was neither proposed nor told."""
         for _ in range(FRUITLESS):
-            if self._first:
+            while self._first:
                 params = self._first.pop()
                 if self._fresh(params):
-                    return self._take(params)
-                continue
-            trial = self.study.ask(self.axes)
-            params = self._decode(trial.params)
-            if self._settled(trial, params):
-                continue
-            self._asked[point(params)] = trial
-            return params
-        guess = self._guess()
-        return None if guess is None else self._take(guess)
+                    self.study.enqueue_trial(self._encode(params))
+                    break
+            asked = self._asked_for()
+            if asked is not None:
+                return asked
+        while (guess := self._guess()) is not None:
+            self.study.enqueue_trial(self._encode(guess))
+            asked = self._asked_for()
+            if asked is not None:
+                return asked
+        return None
+
+    def _asked_for(self) -> Params | None:
+        """The study's next proposal, unless it needs no trying."""
+        trial = self.study.ask(self.axes)
+        params = self._decode(trial.params)
+        if self._settled(trial, params):
+            return None
+        self._asked[point(params)] = trial
+        return params
 
     def tell(self, params: Params, cost: float | None) -> None:
         """Give a value to the trial it came from, or add one."""
@@ -74,14 +91,26 @@ class Guided:
         if trial is None:
             if not self._on_axes(params):
                 return
-            self.study.enqueue_trial(self._encode(params))
-            trial = self.study.ask(self.axes)
-        self._finish(trial, cost)
+            self._add(params, cost)
+        else:
+            self._finish(trial, cost)
 
-    def _take(self, params: Params) -> Params:
-        self.study.enqueue_trial(self._encode(params))
-        self._asked[point(params)] = self.study.ask(self.axes)
-        return params
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _add(self, params: Params, cost: float | None) -> None:
+        """A finished trial for what was not asked for."""
+        failed: dict[str, Any] = {}
+        if cost is None and CONSTRAINTS:
+            failed = {"constraints": {"runs": 1.0}}
+        self.study.add_trial(
+            optuna.trial.create_trial(
+                params=self._encode(params),
+                distributions=self.axes,
+                value=FAILED if cost is None else cost,
+                **failed,
+            )
+        )
 
     def _fresh(self, params: Params) -> bool:
         return point(params) not in self._told and point(params) not in self._asked
@@ -100,7 +129,7 @@ class Guided:
         return True
 
     def _finish(self, trial: Trial, cost: float | None) -> None:
-        if cost is None and hasattr(trial, "set_constraint"):
+        if cost is None and CONSTRAINTS:
             trial.set_constraint("runs", 1.0)
         self.study.tell(trial, FAILED if cost is None else cost)
 
