@@ -32,7 +32,12 @@ class Subjects:
         self._made: dict[tuple[str, float | None], Job] = {}
 
     def job(self, row: Workload) -> Job | None:
-        """The workload, or None where the values of its tables cannot be had."""
+        """The workload, or None where the values of its tables cannot be had, or the operation is
+        none of the spec's."""
+        job = self._job(row)
+        return job if job is not None and job.tunable.op == row.op else None
+
+    def _job(self, row: Workload) -> Job | None:
         try:
             spec = from_json(json.loads(row.spec_json))
         except (KdslError, ValueError, KeyError, TypeError, AttributeError, IndexError):

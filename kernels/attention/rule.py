@@ -36,8 +36,10 @@ def preferences(spec: Attention, target: Target, partial_share: float) -> Iterat
         if target.capability[0] in (9, 10):
             yield from _hopper(spec, partial_share)
         else:
-            warps = 8 if spec.head_dim > 64 else 4
-            yield from (Config(128, 64, warps, n) for n in (3, 2, 1))
+            if spec.head_dim <= 128:
+                warps = 8 if spec.head_dim > 64 else 4
+                yield from (Config(128, 64, warps, n) for n in (3, 2, 1))
+            yield from (Config(64, 64, 8, n) for n in (2, 1))
         for m, n in ((64, 64), (64, 32), (32, 32)):
             yield from (Config(m, n, 4, stages) for stages in (3, 2, 1))
     # Without tensor cores a tile's products live in plain registers.
@@ -46,6 +48,10 @@ def preferences(spec: Attention, target: Target, partial_share: float) -> Iterat
 
 
 def _hopper(spec: Attention, partial_share: float) -> Iterator[Config]:
+    if spec.head_dim > 128:
+        # Two warpgroups: one alone has not the registers for its share of the output.
+        yield Config(64, 64, 8, 2, "descriptor")
+        yield Config(64, 64, 8, 2)
     if partial_share > MANY_PARTIAL:
         yield Config(64, 64, 4, 3, "descriptor")
         yield Config(64, 64, 4, 3)

@@ -18,7 +18,7 @@ from kdsl.autotune.search import Space
 from kdsl.autotune.session import job as jobs
 from kdsl.autotune.session.job import Job
 from kdsl.kernels.attention.config import Config
-from kdsl.kernels.attention.tunable import AttentionTunable, accumulators
+from kdsl.kernels.attention.tunable import AttentionTunable
 from kdsl.runtime import keying
 from kdsl.runtime.predict import Figures, Loading, finish
 from kdsl.runtime.records import Candidate, Device, Key, Measurement, Row, Run
@@ -48,12 +48,17 @@ def family(job: Job) -> str:
     return job.name.partition("@")[0]
 
 
+def registers_of(tunable: AttentionTunable, c: Config) -> int:
+    """Accumulators of a thread, and some more; above 255 is what would spill."""
+    return c.block_m * (tunable.spec.head_dim + c.block_n) // (c.num_warps * 32) + 48
+
+
 def true_us(job: Job, params: dict[str, Any], target: Target) -> float:
     """The made-up time in microseconds."""
     tunable = job.tunable
     assert isinstance(tunable, AttentionTunable)
-    c, spec, work = Config.from_json(params), tunable.spec, tunable.work(params, target)
-    held = accumulators(spec, c) + 48
+    c, work = Config.from_json(params), tunable.work(params, target)
+    held = registers_of(tunable, c)
     slots = Loading.of(work, target, Figures(min(held, 255), 0, work.shared_bytes)).slots
     product = work.step_flop / 5200  # cycles of the tensor cores
     product *= 1.25 if c.block_m < 64 else 1.0
@@ -132,7 +137,7 @@ def _row(
             "ci_hi_us": samples[-3],
         }
     config = Config.from_json(params)
-    registers = min(accumulators(tunable.spec, config) + 48, 255)
+    registers = min(registers_of(tunable, config), 255)
     return Measurement(
         workload_id=key.workload.id,
         device_id=key.device.id,
