@@ -196,7 +196,11 @@ def alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("new_place", "number"),
+    [("sqlite", signal.SIGINT), ("postgresql", signal.SIGKILL)],
+    indirect=["new_place"],
+)
 def test_interrupted(place: Place, tmp_path: Path, number: signal.Signals) -> None:
     """Stopped or killed in the middle, the run leaves its rows and no process behind; the same
     command goes on with the rest."""
