@@ -21,11 +21,11 @@ FAULTS = (
     ({"num_warps": 8, "num_stages": 2}, "wrong_later"),
     ({"num_warps": 8, "num_stages": 3}, "lie"),
     ({"num_warps": 8, "num_stages": 4}, "oom"),
-    ({"num_warps": 8, "num_stages": 5}, "smem"),
+    ({"num_warps": 4, "num_stages": 1, "block_n": 32}, "smem"),
     ({"num_warps": 4, "num_stages": 1, "block_n": 64}, "illegal_access"),
     ({"num_warps": 4, "num_stages": 2, "block_n": 64, "loads": "pointer"}, "kill"),
     ({"num_warps": 4, "num_stages": 4, "block_n": 64, "loads": "pointer"}, "hang"),
-    ({"num_warps": 4, "num_stages": 5, "block_n": 64, "loads": "pointer"}, "hang_compile"),
+    ({"num_warps": 4, "num_stages": 3, "block_n": 64, "loads": "pointer"}, "hang_compile"),
     ({"num_warps": 4, "num_stages": 2, "block_n": 64, "loads": "descriptor"}, "compile_error"),
     ({"num_warps": 4, "num_stages": 4, "block_n": 64, "loads": "descriptor"}, "throttle"),
 )
