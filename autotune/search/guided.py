@@ -74,6 +74,9 @@ class Guided:
 
     def ask(self) -> Params | None:
         """A legal point that was neither proposed nor told."""
+        points = self.space.points
+        if points is not None and not any(map(self._fresh, points)):
+            return None
         for _ in range(FRUITLESS):
             while self._first:
                 params = self._first.pop()
@@ -170,7 +173,8 @@ class Guided:
         if at in self._told:
             self._finish(trial, self._told[at])
         elif at in self._asked:
-            self.study.tell(trial, state=TrialState.FAIL)  # its value is on the way
+            # Its value is on the way.
+            self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
         elif self.space.why_not(params) is not None:
             self._finish(trial, None)
         else:

@@ -27,6 +27,9 @@ STALE = timedelta(minutes=5)
 MOMENT_S = 1.0
 """How long a trial is waited for that has no parameters yet; its driver may have died there."""
 T = TypeVar("T")
+TAKE_OVER = timedelta(seconds=15)
+"""How long the end of a search waits for what others are at, before it does that, too."""
+WAIT_S = 0.25
 _DRIVER, _SINCE = "driver", "since"
 _BROKEN = (optuna.exceptions.OptunaError, SQLAlchemyError, KeyError, OSError)
 
@@ -50,6 +53,7 @@ class Shared(Guided):
         self._own: set[int] = set()
         self._heard: set[int] = set()
         self._silent: set[int] = set()
+        self._patience = STALE
         self._seen: dict[int, str] = {}
         self._busy: dict[Point, int] = {}
         """Points that others are at, with the first trial that claims each."""
@@ -91,7 +95,16 @@ class Shared(Guided):
 
     def _ask_listening(self) -> Params | None:
         self._listen()
-        return super().ask()
+        params = super().ask()
+        # Nothing is left but what others are at: wait for it, or do it if they died.
+        end = time.monotonic() + TAKE_OVER.total_seconds()
+        while params is None and self._busy and not self._asked and not self.alone:
+            time.sleep(WAIT_S)
+            self._patience = STALE if time.monotonic() < end else timedelta()
+            self._listen()
+            params = super().ask()
+        self._patience = STALE
+        return params
 
     def tell(self, params: Params, cost: float | None) -> None:
         """Give a value to the trial it came from, or add one if nobody has."""
@@ -157,7 +170,7 @@ class Shared(Guided):
         since = trial.user_attrs.get(_SINCE)
         if since is None:  # the claim is being made; Optuna's own times are in unknown time zones
             since = self._seen.setdefault(trial.number, self._now().isoformat())
-        stale = self._now() - datetime.fromisoformat(since) > STALE
+        stale = self._now() - datetime.fromisoformat(since) > self._patience
         if mine or stale:
             self._heard.add(trial.number)
             self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
@@ -184,7 +197,7 @@ class Shared(Guided):
             time.sleep(0.01)
         if self._busy.get(point(params), trial.number) < trial.number:
             # Two asked at once and were given the same; the first of them does it.
-            self.study.tell(trial, state=TrialState.FAIL)
+            self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             return True
         return super()._settled(trial, params)
 

@@ -176,7 +176,7 @@ class Machine(Hardware):
     ``node`` keeps the GPUs of several machines apart.
     """
 
-    model: str = "h100"
+    model: str = "a100"
     count: int = 2
     fake: FakeCard = field(default_factory=FakeCard)
     dies: Path | None = None
