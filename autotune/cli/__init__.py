@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from kdsl.autotune.cli.arguments import COMMANDS, Usage, command_parser, tune_parser
 from kdsl.autotune.cli.hardware import Hardware
+from kdsl.autotune.store import mask_passwords
 from kdsl.errors import KdslError
 
 __all__ = ["main"]
@@ -25,17 +26,19 @@ def main(
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if given and given[0] in COMMANDS:
-            from kdsl.autotune.cli import evidence, evidence_options, show
+            from kdsl.autotune.cli import evidence, evidence_options, show, upkeep
 
             parsed = command_parser().parse_args(given)
             if parsed.command in evidence_options.COMMANDS:
                 return evidence.run(parsed)
-            return show.run(parsed)
+            if parsed.command in show.COMMANDS:
+                return show.run(parsed)
+            return upkeep.run(parsed, hardware())
         from kdsl.autotune.cli.tune import tune
 
         return tune(tune_parser().parse_args(given), hardware())
     except KdslError as error:
-        print(error, file=sys.stderr)
+        print(mask_passwords(str(error)), file=sys.stderr)
         return USAGE if isinstance(error, Usage) else FAILED
     except KeyboardInterrupt:
         return INTERRUPTED

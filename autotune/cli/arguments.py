@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import NoReturn
 
 from kdsl import targets, workloads
 from kdsl.autotune.cli import evidence_options
 from kdsl.autotune.session.budget import EXAMPLES
+from kdsl.autotune.store import mask_passwords
 from kdsl.errors import KdslError
+from kdsl.runtime.records import Place
+from kdsl.runtime.records.link import is_server
 
-COMMANDS = ("show", "export", *evidence_options.COMMANDS)
+COMMANDS = ("show", "export", "merge", "diff", "doctor", "prune", *evidence_options.COMMANDS)
 _FORM = argparse.RawDescriptionHelpFormatter
 
 _ABOUT = """\
@@ -34,9 +38,15 @@ examples:
   python -m autotune show --gpu a100                what is known
   python -m autotune export a100.jsonl --gpu a100   rows to share: no host names, no serial numbers
 
+  python -m autotune --gpu h100 --storage postgresql://tuner@db/kdsl --ray auto
+
 commands:
   show    the best of every workload in the database, with its default
   export  write rows to a JSONL file
+  merge   add the rows of JSONL files and other databases; adding twice is adding once
+  diff    what two databases or files have that the other one has not, and where their bests differ
+  doctor  is the database sound, and what is the GPU like?
+  prune   remove old losers; says what it would remove, unless --yes
   replay, evaluate, ablate   judge the search, the cost model, the key on recorded rows
   calibrate                  fit the cost model to them
 
@@ -48,7 +58,7 @@ exit codes:
 
 def tune_parser() -> argparse.ArgumentParser:
     """Of ``python -m autotune --gpu ...``."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "python -m autotune", description=_ABOUT, epilog=_epilog(), formatter_class=_FORM
     )
     parser.add_argument("--gpu", metavar="NAME", help="the GPU to tune for, such as a100 or h100")
@@ -108,42 +118,81 @@ def tune_parser() -> argparse.ArgumentParser:
         metavar="N",
         help=f"compiling processes (default here: {default_jobs()})",
     )
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="measure on the GPUs of a Ray cluster (auto: the one this machine is in); needs "
+        "--storage postgresql://...",
+    )
+    parser.add_argument(
+        "--study",
+        metavar="PLACE",
+        help="where Optuna keeps the search, for several drivers and for its dashboard: a file, "
+        "sqlite:///file or postgresql://... (default: in memory, or the server of --storage); it "
+        "may be deleted at any time",
+    )
     _storage(parser)
     return parser
 
 
 def command_parser() -> argparse.ArgumentParser:
     """Of ``python -m autotune COMMAND``."""
-    parser = argparse.ArgumentParser("python -m autotune")
+    parser = _Parser("python -m autotune")
     commands = parser.add_subparsers(dest="command", required=True)
     show = commands.add_parser("show", help="the best of every workload, with its default")
     show.add_argument("--workload", metavar="NAME", help="one workload, and its fastest candidates")
     export = commands.add_parser("export", help="write rows to a JSONL file")
     export.add_argument("file", metavar="FILE.jsonl", type=Path)
-    evidence_options.add(commands, _storage)
+    evidence_options.add(commands, _storage, storage_place)
     for command in (show, export):
         command.add_argument("--gpu", metavar="NAME", help="rows of one GPU")
+    merge = commands.add_parser("merge", help="add the rows of other databases and JSONL files")
+    merge.add_argument("sources", metavar="SOURCE", nargs="+", type=storage_place)
+    diff = commands.add_parser("diff", help="what A and B have, and where their bests differ")
+    for name in ("a", "b"):
+        diff.add_argument(name, metavar=name.upper(), type=storage_place)
+    doctor = commands.add_parser("doctor", help="is the database sound, and what is the GPU like?")
+    prune = commands.add_parser("prune", help="remove old losers; without --yes only say which")
+    prune.add_argument(
+        "--older", metavar="DAYS", type=float, default=180.0, help="age of what goes (default 180)"
+    )
+    prune.add_argument(
+        "--keep", metavar="N", type=int, default=10, help="places of each ranking that stay (10)"
+    )
+    prune.add_argument("--yes", action="store_true", help="do it")
+    for command in (show, export, merge, doctor, prune):
         _storage(command)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Its complaints repeat no password that stands in a wrong place."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and exit with 2."""
+        super().error(mask_passwords(message))
 
 
 def _storage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--storage",
-        metavar="PATH",
-        type=storage_path,
-        help="the database (default: KDSL_DB, or kdsl/tuning.db in the user's cache folder)",
+        metavar="PLACE",
+        type=storage_place,
+        help="the database: a path, or postgresql://user@host/name (default: KDSL_DB, or "
+        "kdsl/tuning.db in the user's data folder)",
     )
 
 
-def storage_path(text: str) -> Path:
-    """A path, or ``sqlite:///path``."""
+def storage_place(text: str) -> Place:
+    """A path, ``sqlite:///path``, or ``postgresql://...``."""
     if text.startswith("sqlite:///"):
         return Path(text.removeprefix("sqlite:///"))
+    if is_server(text):
+        return text
     if "://" in text:
         scheme = text.partition("://")[0]
         raise argparse.ArgumentTypeError(
-            f"no database of kind {scheme!r} can be used yet; give the path of an SQLite file"
+            f"no database of kind {scheme!r} can be used; a path, or postgresql://user@host/name"
         )
     return Path(text)
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from kdsl.runtime.records import Place
+
 COMMANDS = ("replay", "calibrate", "evaluate", "ablate", "distil", "report")
 DISTILLED = ("attention",)
 """Operations whose default asks for distilled rules."""
@@ -14,8 +16,8 @@ SEEDS, BUDGET, WITHIN = 20, 40, 0.05
 Storage = Callable[[argparse.ArgumentParser], None]
 
 
-def add(commands: Any, storage: Storage) -> None:
-    """The parsers of these commands."""
+def add(commands: Any, storage: Storage, place: Callable[[str], Place]) -> None:
+    """The parsers of these commands; ``place`` understands where rows are."""
     for name, about in (
         ("replay", "run the tuner on recordings as if they were GPUs, and judge its choices"),
         ("calibrate", "fit the cost model to measured rows"),
@@ -29,7 +31,7 @@ def add(commands: Any, storage: Storage) -> None:
             "files",
             metavar="FILE",
             nargs="*",
-            type=Path,
+            type=place,
             help=".jsonl files or databases (default: the shipped rows"
             + (")" if name == "distil" else " and the user's database)"),
         )

@@ -18,7 +18,8 @@ from kdsl.autotune.session.budget import Budget
 from kdsl.autotune.session.job import Job
 from kdsl.autotune.store import Store
 from kdsl.errors import KdslError
-from kdsl.runtime.records import Run
+from kdsl.runtime.records import Place, Run, default_place
+from kdsl.runtime.records.link import is_server
 from kdsl.runtime.tunables import operations
 from kdsl.specs import Spec
 from kdsl.targets import Target
@@ -35,12 +36,16 @@ class Plan:
     budget: Budget | None
     seed: int
     processes: int
-    storage: Path | None
+    asked_processes: int | None
+    """What the command line says of it."""
+    storage: Place | None
+    study: str | None
+    ray: str | None
     require_device: bool
     record: bool
     """Go through the whole space instead of searching."""
     words: tuple[str, ...]
-    """The command line again, in one order, without the database's place."""
+    """The command line again, in one order, without the places of database, study and cluster."""
 
     @property
     def command(self) -> str:
@@ -72,14 +77,22 @@ def _understood(given: argparse.Namespace) -> Plan:
         raise Usage("--tables belongs to --spec", hint="--spec my.json --tables my.npz")
     if given.jobs is not None and given.jobs < 1:
         raise Usage(f"--jobs {given.jobs}", hint="1 or more")
+    if given.ray is not None:
+        place = default_place() if given.storage is None else given.storage
+        for option, where in (("storage", place), ("study", given.study or place)):
+            if not is_server(where):
+                raise Usage(
+                    f"--ray needs a --{option} that all machines of the cluster reach",
+                    hint=f"--{option} postgresql://user@host/name",
+                )
     target = targets.get(given.gpu)
     todo: list[tuple[str, Callable[[], Job]]] = []
     direction = given.direction or "forward"
     if given.spec is not None:
         first = jobs.from_file(given.spec, given.tables)
         for op in _operations(first.tunable.spec, direction):
-            own = first if op == first.tunable.op else jobs.from_file(given.spec, given.tables, op)
-            todo.append((own.name, partial(_same, own)))
+            again = partial(jobs.make, first.name, first.tunable.spec, first.tables, op)
+            todo.append((jobs.titled(first.name, op), again))
     todo += _catalogue(given, direction)
     if not todo:
         raise Usage("there is nothing backward to tune about this", hint="--direction forward")
@@ -89,7 +102,10 @@ def _understood(given: argparse.Namespace) -> Plan:
         budget=Budget.parse(given.budget) if given.budget is not None else None,
         seed=0 if given.seed is None else given.seed,
         processes=given.jobs or default_jobs(),
+        asked_processes=given.jobs,
         storage=given.storage,
+        study=given.study,
+        ray=given.ray,
         require_device=given.require_device,
         record=given.record,
         words=tuple(_words(given)),
@@ -100,10 +116,6 @@ def _operations(spec: Spec, direction: str) -> tuple[str, ...]:
     """Operations of a spec in a direction; the forward comes first."""
     found = operations(spec)
     return {"forward": found[:1], "backward": found[1:], "both": found}[direction]
-
-
-def _same(job: Job) -> Job:
-    return job
 
 
 def _catalogue(given: argparse.Namespace, direction: str) -> list[tuple[str, Callable[[], Job]]]:
@@ -158,7 +170,7 @@ def _resumed(given: argparse.Namespace) -> argparse.Namespace:
         here = store.pseudonym(socket.gethostname())
         runs = [row for row in store.rows() if isinstance(row, Run)]
     whole = {row.closes for row in runs if row.closes and row.complete}
-    own = (row for row in runs if not row.closes and row.host == here)
+    own = (row for row in runs if not (row.closes or row.part_of) and row.host == here)
     opened = sorted(own, key=lambda row: row.started)
     seen = set()
     for row in reversed(opened):

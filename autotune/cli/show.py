@@ -15,6 +15,8 @@ from kdsl.autotune.session.tuner import Tally
 from kdsl.autotune.store import Store, export_jsonl
 from kdsl.runtime.records import Trial, Workload
 
+COMMANDS = ("show", "export")
+
 
 def run(given: argparse.Namespace) -> int:
     """Do what the command line says, and return the exit code."""
@@ -24,8 +26,10 @@ def run(given: argparse.Namespace) -> int:
             workloads.get(given.workload)
     with Store(given.storage) as store:
         if given.command == "export":
-            count = export_jsonl(store, given.file, device=gpu)
-            print(f"{count} rows in {given.file}")
+            done = export_jsonl(store, given.file, device=gpu)
+            print(f"{done.rows} rows in {given.file}")
+            if done.kept_back:
+                print(f"kept back: {done.kept_back} rows, which name a host, a password or a home")
             return 0
         found = [
             (device, tally)

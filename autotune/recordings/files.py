@@ -8,10 +8,12 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
+from kdsl.autotune.store import Store
+from kdsl.autotune.store.exchange import is_jsonl
 from kdsl.errors import StoreError
-from kdsl.runtime.records import MemorySource, Run, Workload, default_path, jsonl, sqlite
+from kdsl.runtime.records import MemorySource, Place, Run, Workload, default_place, jsonl
 from kdsl.runtime.records.form import Row
-from kdsl.runtime.records.rows import TABLES
+from kdsl.runtime.records.link import is_server
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Held:
         return Held(MemorySource(ordered), workloads, runs, tuple(problems))
 
 
-def read(paths: Sequence[Path] = (), storage: Path | None = None, *, own: bool = True) -> Held:
+def read(paths: Sequence[Place] = (), storage: Place | None = None, *, own: bool = True) -> Held:
     """The rows of JSONL files and databases; without any those of the user's database (``storage``)
     and the shipped ones, or without ``own`` the shipped ones alone.
 
@@ -41,19 +43,19 @@ def read(paths: Sequence[Path] = (), storage: Path | None = None, *, own: bool =
     """
     rows: list[Row] = []
     problems: list[str] = []
-    usual = storage or default_path()
-    databases = [p for p in paths if p.suffix != ".jsonl"]
-    if not paths and own and usual.exists():
+    usual = storage or default_place()
+    databases = [place for place in paths if not is_jsonl(place)]
+    if not paths and own and (is_server(usual) or Path(usual).exists()):
         databases = [usual]
-    texts: list[Traversable] = [p for p in paths if p.suffix == ".jsonl"]
+    texts: list[Traversable] = [Path(place) for place in paths if is_jsonl(place)]
     for text in texts if paths else shipped_files():
         for found in _lines(text):
             if isinstance(found, Row):
                 rows.append(found)
             else:
                 problems.append(str(found))
-    for path in databases:
-        rows += _database(path)
+    for place in databases:
+        rows += _database(place)
     return Held.of(rows, problems)
 
 
@@ -75,16 +77,8 @@ def _lines(text: Traversable) -> Iterator[Row | jsonl.Problem]:
         raise StoreError(f"{text} cannot be read: {error.strerror}") from error
 
 
-def _database(path: Path) -> Iterator[Row]:
-    if not path.exists():
-        raise StoreError(f"{path} is not there", hint="a .jsonl file, or a database")
-    link = sqlite.connect(path, write=False)
-    try:
-        with sqlite.guard(path):
-            if sqlite.is_empty(link):
-                return
-            for table in TABLES:
-                for values in link.execute(f"SELECT * FROM {table}"):
-                    yield sqlite.from_columns(table, values)
-    finally:
-        link.close()
+def _database(place: Place) -> Iterator[Row]:
+    if not is_server(place) and not Path(place).exists():
+        raise StoreError(f"{place} is not there", hint="a .jsonl file, or a database")
+    with Store(place, write=False) as store, store.snapshot():
+        yield from store.rows()

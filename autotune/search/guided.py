@@ -5,7 +5,7 @@ and in pairs.  Once `EXPLORE` candidates are told, it proposes, and every `TURN`
 candidates are trials of the study.
 
 The study lives in memory and is rebuilt from the database's rows, so there is no second state that
-could contradict them; another storage can be given where several drivers share a study.
+could contradict them. :mod:`.shared` is the same for several drivers of one study.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ FAILED = 2.5
 FRUITLESS = 32
 """Proposals in a row that were known or illegal, after which the best guess is taken instead."""
 STARTUP = 10
+CONSTRAINTS = hasattr(Trial, "set_constraint")
+"""Optuna 5 has them on trials."""
 EXPLORE, TURN = 20, 4
 
 
@@ -42,13 +44,11 @@ class Guided:
         first: Sequence[Params],
         prior: Callable[[Params], float],
         seed: int,
-        storage: optuna.storages.BaseStorage | None = None,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space, self.prior = space, prior
-        self.random = random.Random(seed)
-        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
-        self.study = optuna.create_study(storage=storage, sampler=sampler)
+        self.seed, self.random = seed, random.Random(seed)
+        self.study = self._study()
         self.axes: dict[str, BaseDistribution] = {
             name: _axis(values) for name, values in space.choices.items() if len(values) > 1
         }
@@ -65,27 +65,51 @@ class Guided:
             return None
         return Surrogate(points, self.space.choices, self.prior)
 
+    def _study(self) -> optuna.Study:
+        """A new one, in memory."""
+        return optuna.create_study(sampler=self._sampler())
+
+    def _sampler(self) -> optuna.samplers.TPESampler:
+        return optuna.samplers.TPESampler(seed=self.seed, n_startup_trials=STARTUP)
+
     def ask(self) -> Params | None:
         """A legal point that was neither proposed nor told."""
+        points = self.space.points
+        if points is not None and not any(map(self._fresh, points)):
+            return None
         for _ in range(FRUITLESS):
-            if self._first:
+            while self._first:
                 params = self._first.pop()
                 if self._fresh(params):
-                    return self._take(params)
-                continue
-            picked = self._picked()
-            if picked is not None:
-                return self._take(picked)
+                    self.study.enqueue_trial(self._encode(params))
+                    break
+            else:
+                picked = self._picked()
+                if picked is not None:
+                    self.study.enqueue_trial(self._encode(picked))
+            asked = self._asked_for()
+            if asked is not None:
+                return asked
+        while (guess := self._guess()) is not None:
+            self.study.enqueue_trial(self._encode(guess))
+            asked = self._asked_for()
+            if asked is not None:
+                return asked
+        return None
+
+    def _asked_for(self) -> Params | None:
+        """The study's next proposal, or the fresh point nearest to one that needs no trying."""
+        for _ in range(2):
             trial = self.study.ask(self.axes)
             params = self._decode(trial.params)
             if not self._settled(trial, params):
                 self._asked[point(params)] = trial
                 return params
             near = self._nearest(params)
-            if near is not None:
-                return self._take(near)
-        guess = self._guess()
-        return None if guess is None else self._take(guess)
+            if near is None:
+                return None
+            self.study.enqueue_trial(self._encode(near))
+        return None
 
     def _picked(self) -> Params | None:
         """The model's proposal, if it is its turn."""
@@ -119,14 +143,26 @@ class Guided:
         if trial is None:
             if not self._on_axes(params):
                 return
-            self.study.enqueue_trial(self._encode(params))
-            trial = self.study.ask(self.axes)
-        self._finish(trial, cost)
+            self._add(params, cost)
+        else:
+            self._finish(trial, cost)
 
-    def _take(self, params: Params) -> Params:
-        self.study.enqueue_trial(self._encode(params))
-        self._asked[point(params)] = self.study.ask(self.axes)
-        return params
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _add(self, params: Params, cost: float | None) -> None:
+        """A finished trial for what was not asked for."""
+        failed: dict[str, Any] = {}
+        if cost is None and CONSTRAINTS:
+            failed = {"constraints": {"runs": 1.0}}
+        self.study.add_trial(
+            optuna.trial.create_trial(
+                params=self._encode(params),
+                distributions=self.axes,
+                value=FAILED if cost is None else cost,
+                **failed,
+            )
+        )
 
     def _fresh(self, params: Params) -> bool:
         return point(params) not in self._told and point(params) not in self._asked
@@ -137,7 +173,8 @@ class Guided:
         if at in self._told:
             self._finish(trial, self._told[at])
         elif at in self._asked:
-            self.study.tell(trial, state=TrialState.FAIL)  # its value is on the way
+            # Its value is on the way.
+            self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
         elif self.space.why_not(params) is not None:
             self._finish(trial, None)
         else:
@@ -145,7 +182,7 @@ class Guided:
         return True
 
     def _finish(self, trial: Trial, cost: float | None) -> None:
-        if cost is None and hasattr(trial, "set_constraint"):
+        if cost is None and CONSTRAINTS:
             trial.set_constraint("runs", 1.0)
         self.study.tell(trial, FAILED if cost is None else cost)
 

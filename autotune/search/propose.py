@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from kdsl.autotune.search.space import Params, Point, Space, point
 from kdsl.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class StudyAt:
+    """A study of one key. ``driver`` names who asks, the same after a restart."""
+
+    place: str = field(repr=False)  # it may hold a password
+    """A file, ``sqlite:///file`` or ``postgresql://...``."""
+    name: str
+    driver: str
 
 
 class Search(Protocol):
@@ -29,6 +40,9 @@ class Search(Protocol):
     def tell(self, params: Params, cost: float | None) -> None:
         """What came of one, proposed here or known before: lower is better, None a failure."""
 
+    def close(self) -> None:
+        """Let go of what is open."""
+
 
 def make_search(
     space: Space,
@@ -37,14 +51,23 @@ def make_search(
     prior: Callable[[Params], float],
     limit: int | None,
     seed: int,
+    study: StudyAt | None = None,
 ) -> Search:
     """A list where the whole legal space is within ``limit``, otherwise Optuna's TPE.
 
-    ``first`` are tried first, in this order; ``prior`` is a guess at the cost.
+    ``first`` are tried first, in this order; ``prior`` is a guess at the cost. With ``study`` the
+    work is shared with the other drivers of that study.
     """
     legal_first = [p for p in first if space.why_not(p) is None]
     if space.points is not None and limit is not None and len(space.points) <= limit:
-        return Listed([*legal_first, *sorted(space.points, key=lambda p: (prior(p), point(p)))])
+        order = [*legal_first, *sorted(space.points, key=lambda p: (prior(p), point(p)))]
+        if study is None:
+            return Listed(order)
+        legal_first = order
+    if study is not None:
+        from kdsl.autotune.search.shared import Shared
+
+        return Shared(space, first=legal_first, prior=prior, seed=seed, at=study)
     from kdsl.autotune.search.guided import Guided
 
     return Guided(space, first=legal_first, prior=prior, seed=seed)
@@ -84,7 +107,7 @@ def _drawn(space: Space, count: int, chance: random.Random) -> list[Params]:
 class Listed:
     """Tries a list from its beginning."""
 
-    ahead = 64
+    ahead = 32
 
     def __init__(self, candidates: Iterable[Params]) -> None:
         self._waiting: dict[Point, Params] = {}
@@ -104,3 +127,6 @@ class Listed:
         """Cross it off."""
         del cost
         self._waiting.pop(point(params), None)
+
+    def close(self) -> None:
+        """Nothing is open."""

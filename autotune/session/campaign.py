@@ -10,6 +10,7 @@ from typing import Protocol
 
 from kdsl.autotune.compiling import CompilePool
 from kdsl.autotune.measuring import Bench
+from kdsl.autotune.search import StudyAt
 from kdsl.autotune.session.budget import Budget
 from kdsl.autotune.session.evaluate import Evaluator, Measurer, Predictor
 from kdsl.autotune.session.job import Job
@@ -21,6 +22,7 @@ from kdsl.autotune.store import Store
 from kdsl.runtime import keying
 from kdsl.runtime.calibration import CostModel
 from kdsl.runtime.records import Device, Key, Run, Source, shipped
+from kdsl.specs import digest
 from kdsl.targets import Target
 
 
@@ -77,7 +79,9 @@ class PresentGpu:
 class Campaign:
     """Tunes jobs in turn; each gets its share of the time that is left.
 
-    ``jobs`` are made when their turn comes, since a large mask takes seconds to read.
+    ``jobs`` are made when their turn comes, since a large mask takes seconds to read. ``study`` is
+    a place of Optuna's where other drivers take part; ``driver`` is this one's name there, by
+    default the run's.
     """
 
     def __init__(
@@ -91,7 +95,10 @@ class Campaign:
         budget: Budget,
         seed: int = 0,
         record: bool = False,
+        study: str | None = None,
+        driver: str = "",
     ) -> None:
+        self.study, self.driver = study, driver
         self.lab, self.target, self.pool, self.store = lab, target, pool, store
         self.watch, self.budget, self.seed, self.record = watch, budget, seed, record
         self.tallies: list[Tally] = []
@@ -117,7 +124,10 @@ class Campaign:
         if not self.record:
             sources: list[Source] = [self.store.source, shipped()]
             warm = kin(key, sources, lambda p: tunable.legal(p, self.target))
-        manner = Manner(self.budget.candidates, until, self.seed, warm, self.record)
+        study = None
+        if self.study is not None:
+            study = StudyAt(self.study, _study_name(ledger), self.driver or run.id)
+        manner = Manner(self.budget.candidates, until, self.seed, warm, self.record, study=study)
         tuner = WorkloadTuner(job, self.target, evaluator, self.pool, ledger, self.watch, manner)
         self.tallies.append(tuner.tally)
         tuner.run()
@@ -130,3 +140,11 @@ class Campaign:
             total.update(tally.fresh)
             total["illegal"] += tally.illegal
         return dict(total)
+
+
+def _study_name(ledger: Ledger) -> str:
+    """One study for each key and space: readable in front, unmistakable behind."""
+    workload, device, toolchain = ledger.key
+    same = (workload.id, device.name, device.cc, device.sms, device.mig, toolchain.id)
+    mark = digest([*same, ledger.space_hash])[:12]
+    return f"{workload.op} on {device.name}, {ledger.kind}, {mark}"

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Protocol
 
 from kdsl.autotune.compiling import Built
-from kdsl.autotune.search import Search, Space, make_recorder, make_search
+from kdsl.autotune.search import Search, Space, StudyAt, make_recorder, make_search
 from kdsl.autotune.search.space import Point, point
 from kdsl.autotune.session.evaluate import Evaluator
 from kdsl.autotune.session.job import Job
@@ -134,6 +134,8 @@ class Manner:
     record: bool = False
     legal: Callable[[Params], str | None] | None = None
     model: CostModel | None = None
+    study: StudyAt | None = None
+    """Where other drivers take part."""
 
 
 class WorkloadTuner:
@@ -182,7 +184,10 @@ class WorkloadTuner:
         count = CALIBRATED_GUESSES if model.calibrated else GUESSES
         guesses = sorted(self.space.points or (), key=lambda p: (prior(p), point(p)))[:count]
         first = [self.default, *self.manner.warm, *guesses]
-        return make_search(self.space, first=first, prior=prior, limit=limit, seed=seed)
+        study = self.manner.study
+        return make_search(
+            self.space, first=first, prior=prior, limit=limit, seed=seed, study=study
+        )
 
     def run(self) -> Tally:
         """Go on until the budget or the space is used up."""
@@ -196,6 +201,7 @@ class WorkloadTuner:
             self._settle()
             self.pool.drop(refill=True)
         finally:
+            self.search.close()
             self.tally.illegal = self.space.illegal
             self.tally.seconds = time.monotonic() - started
         self.watch.end(self.tally)
@@ -223,8 +229,22 @@ class WorkloadTuner:
             < self.manner.until
         )
 
+    def _absorb(self) -> None:
+        """Take in what other drivers of the same study have written down meanwhile."""
+        seen = {point(o.params) for o in self.tally.outcomes}
+        for outcome in self.book.known():
+            if point(outcome.params) in seen or self.space.why_not(outcome.params) is not None:
+                continue
+            self.tally.outcomes.append(outcome)
+            self.tally.known += 1
+            if self.tally.default is None and self._is_default(outcome.params):
+                self.tally.default = outcome
+            self.search.tell(outcome.params, self._cost(outcome))
+
     def _ask_ahead(self, window: deque[Params]) -> None:
         limit = self.manner.limit
+        if self.manner.study is not None:
+            self._absorb()
         while len(window) < self.search.ahead and not self.tally.exhausted:
             if limit is not None and len(self.tally.outcomes) + len(window) >= limit:
                 return

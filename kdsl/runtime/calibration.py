@@ -18,7 +18,7 @@ from typing import Any
 
 from kdsl.errors import StoreError
 from kdsl.runtime.predict import UNCOMPILED, Figures, Loading, Physics, Prediction, predict, traits
-from kdsl.runtime.records.sqlite import default_path
+from kdsl.runtime.records.link import data_folder, default_place
 from kdsl.runtime.tunable import Tunable
 from kdsl.targets import Target
 from kdsl.work import Work
@@ -141,8 +141,9 @@ def text(entries: tuple[Calibration, ...]) -> str:
 
 
 def own_path() -> Path:
-    """The user's file, beside the database."""
-    return default_path().with_name(FILE)
+    """The user's file, beside the database; with a server's, in the user's data folder."""
+    place = default_place()
+    return place.with_name(FILE) if isinstance(place, Path) else data_folder() / FILE
 
 
 def find(op: str, unit: str, cc: int, own: Path | None = None) -> Calibration | None:

@@ -114,7 +114,7 @@ def test_wrong_command_lines(call: Call, tmp_path: Path, words: list[str], said:
     assert not (tmp_path / "tuning.db").exists() or not rows(tmp_path)
 
 
-@pytest.mark.parametrize("words", [["--storage", "postgresql://x/y", "--gpu", "a100"], ["--gpu"]])
+@pytest.mark.parametrize("words", [["--storage", "mysql://x/y", "--gpu", "a100"], ["--gpu"]])
 def test_what_the_parser_refuses(call: Call, words: list[str]) -> None:
     """The parser's own refusals exit with 2, too."""
     with pytest.raises(SystemExit) as stopped:

@@ -17,6 +17,7 @@ from kdsl.runtime.records import (
     Toolchain,
     Workload,
     jsonl,
+    link,
     sources,
     sqlite,
 )
@@ -31,16 +32,17 @@ def test_import_is_light() -> None:
 
 
 def test_where_the_database_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """KDSL_DB first, then the cache folder that XDG names, if it is absolute, then ~/.cache."""
+    """KDSL_DB first, then the data folder that XDG names, if it is absolute, then
+    ~/.local/share; a server's URL is kept as it is."""
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("HOME", "/h")
     monkeypatch.setenv("KDSL_DB", "~/x.db")
-    assert sqlite.default_path() == Path("/h/x.db")
+    assert link.default_place() == Path("/h/x.db")
     monkeypatch.delenv("KDSL_DB")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/c")
-    assert sqlite.default_path() == Path("/c/kdsl/tuning.db")
-    monkeypatch.setenv("XDG_CACHE_HOME", "c")
-    assert sqlite.default_path() == Path("/h/.cache/kdsl/tuning.db")
+    monkeypatch.setenv("XDG_DATA_HOME", "/c")
+    assert link.default_place() == Path("/c/kdsl/tuning.db")
+    monkeypatch.setenv("XDG_DATA_HOME", "c")
+    assert link.default_place() == Path("/h/.local/share/kdsl/tuning.db")
 
 
 def test_network_file_systems_are_refused(tmp_path: Path) -> None:
