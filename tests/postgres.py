@@ -112,7 +112,8 @@ class Server:
     def close(self) -> None:
         """End it and remove its files."""
         if self._process.poll() is None:
-            self.stop()
+            self._process.send_signal(signal.SIGQUIT)  # at once: nothing of it is kept
+            self._process.wait(60)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def __enter__(self) -> Self:

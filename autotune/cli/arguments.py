@@ -22,10 +22,11 @@ _ABOUT = """\
 Find fast configurations of kernels for a GPU, and keep every result in a database.
 
 The GPU may be absent. Where it is here, candidates are run, checked and timed in a process of
-their own, the built-in default first. Where it is not, they are compiled for it, and their times
-are predicted from the compiler's figures; such rows are marked "predicted" and never mixed with
-measured ones. Results that are in the database already are not made again, so running the same
-command a second time goes on where the first one stopped."""
+their own, the built-in default first; every GPU of that model is used, unless CUDA_VISIBLE_DEVICES
+picks some, or with --ray those of a cluster. Where it is not, they are compiled for it, and their
+times are predicted from the compiler's figures; such rows are marked "predicted" and never mixed
+with measured ones. Results that are in the database already are not made again, so running the
+same command a second time goes on where the first one stopped."""
 
 _EXAMPLES = """\
 examples:

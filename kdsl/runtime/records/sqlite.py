@@ -17,7 +17,7 @@ from kdsl.runtime.records.link import Symptom
 _NETWORK = frozenset(
     (
         "nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "lustre", "gpfs", "beegfs",
-        "glusterfs", "orangefs", "9p", "ncpfs", "coda", "acfs", "pvfs2", "fuse.sshfs",
+        "glusterfs", "orangefs", "ncpfs", "coda", "acfs", "pvfs2", "fuse.sshfs",
         "fuse.glusterfs", "fuse.ceph", "fuse.s3fs", "fuse.gcsfuse", "fuse.rclone", "fuse.juicefs",
         "fuse.mount-s3", "fuse.blobfuse", "fuse.blobfuse2", "fuse.weed", "fuse.moosefs",
     )
