@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kdsl import errors, layouts, masks, orders
     from kdsl.errors import KdslError
+    from kdsl.expr import table
     from kdsl.grid import Grid
     from kdsl.runtime import build
     from kdsl.specs import Attention, Permute
@@ -29,6 +30,7 @@ __all__ = [
     "layouts",
     "masks",
     "orders",
+    "table",
 ]
 
 _DISTRIBUTION = "kdsl-kernels"
@@ -39,6 +41,7 @@ _HOMES = {
     "KdslError": "kdsl.errors",
     "Permute": "kdsl.specs",
     "build": "kdsl.runtime",
+    "table": "kdsl.expr",
 }
 
 

@@ -12,6 +12,9 @@ import numpy.typing as npt
 
 from kdsl.errors import InputError, SpecError
 
+CHUNK = 1 << 22
+"""Entries looked at together in statistics."""
+
 Ints = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
 
@@ -86,6 +89,12 @@ class Blocks:
             begin += self.full.reshape(-1)
         if partial:
             count += self.partial.reshape(-1)
+        return self._listed(begin, count)
+
+    def _listed(
+        self, begin: npt.NDArray[np.int64], count: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], Ints]:
+        """(number of the stretch, column) of every entry in some stretches of the index."""
         row = np.repeat(np.arange(len(count)), count)
         step = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
         return row, self.index[begin[row] + step]
@@ -124,17 +133,55 @@ class Blocks:
         """
         counts = self.counts.reshape(-1)
         mean = float(counts.mean()) if counts.size else 0.0
-        row, column = self.flat()
-        sort = np.lexsort((column, row))
-        row, column = row[sort], column[sort]
-        breaks = (np.diff(row) != 0) | (np.diff(column) != 1)
+        runs = self._runs()
         return {
             "density": self.density,
             "partial_share": self.partial_share,
             "row_spread": float(np.percentile(counts, 95)) / mean if mean else 0.0,
             "row_max": float(counts.max()) / mean if mean else 0.0,
-            "run_length": len(row) / (int(breaks.sum()) + 1) if len(row) else 0.0,
+            "run_length": int(counts.sum(dtype=np.int64)) / runs if runs else 0.0,
         }
+
+    def _runs(self) -> int:
+        """Runs of neighbouring columns in all rows; rows that share their entries count once each.
+
+        Both lists of a row ascend, so nothing is sorted: a kept block begins a run unless its left
+        neighbour is kept too, in the same list or in the other.
+        """
+        lines = np.stack([self.start, self.full, self.partial]).reshape(3, -1).astype(np.int64)
+        lines, times = np.unique(lines, axis=1, return_counts=True)
+        ends = np.cumsum(lines[1] + lines[2])
+        total, first = int((times * (lines[1] + lines[2])).sum()), 0
+        while first < len(times):
+            done = ends[first - 1] if first else 0
+            last = max(int(np.searchsorted(ends, done + CHUNK)), first + 1)
+            start, full, partial = lines[:, first:last]
+            total -= self._neighbours(start, full, partial, times[first:last])
+            first = last
+        return total
+
+    def _neighbours(
+        self,
+        start: npt.NDArray[np.int64],
+        full: npt.NDArray[np.int64],
+        partial: npt.NDArray[np.int64],
+        times: npt.NDArray[np.int64],
+    ) -> int:
+        """Pairs of kept blocks side by side, each as often as its row occurs."""
+        found = 0
+        keys = []
+        for begin, count in ((start, full), (start + full, partial)):
+            row, column = self._listed(begin, count)
+            # One column more than there are: the end of a row is no neighbour of the next one.
+            key = row * (self.columns + 1) + column
+            found += int(times[row[1:]][np.diff(key) == 1].sum())
+            keys.append((row, key))
+        (_, whole), (row, cut) = keys
+        if len(whole):
+            for side in (-1, 1):
+                at = np.minimum(np.searchsorted(whole, cut + side), len(whole) - 1)
+                found += int(times[row][whole[at] == cut + side].sum())
+        return found
 
 
 def from_maps(

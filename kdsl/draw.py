@@ -55,6 +55,42 @@ def show(
     return "\n".join([drawn.heading, *lines, drawn.counts])
 
 
+def show_order(
+    order: Order,
+    *,
+    head: int = 0,
+    tables: Tables | None = None,
+    width: int = 120,
+    most: int = 64,
+) -> str:
+    """Stored positions of one head's tokens, laid out on their grid, frame by frame.
+
+    A line holds one row of the grid.  What goes beyond ``width`` characters or ``most`` lines is
+    cut, with dots in its place.
+    """
+    grid, parts = order.grid, order.parts
+    if len(parts) > 1 and not 0 <= head < len(parts):
+        raise SpecError(f"head={head}", where=repr(order), hint=f"0 to {len(parts) - 1}")
+    part = parts[head if len(parts) > 1 else 0]
+    position = part.inverse_index(tables)
+    digits = len(str(max(grid.tokens - 1, 0)))
+    visual = slice(grid.visual_start, grid.visual_start + grid.visual)
+    height = grid.shape[-2] if len(grid.shape) > 1 else 1
+    lines = []
+    for number, row in enumerate(position[visual].reshape(-1, max(grid.shape[-1], 1))):
+        if len(grid.shape) > 2 and number % height == 0:
+            lines.append(f"frame {number // height}")
+        line = " ".join(f"{at:{digits}d}" for at in row[: width // (digits + 1)])
+        lines.append(f"{line} ..." if len(row) > width // (digits + 1) else line)
+        if len(lines) >= most:
+            lines.append("...")
+            break
+    if grid.text:
+        apart = np.delete(position, visual)
+        lines.append(f"text at {apart.min()} to {apart.max()}")
+    return "\n".join([f"{part!r}: stored position of every token", *lines])
+
+
 def svg(
     mask: Mask,
     tokens: int | Grid,

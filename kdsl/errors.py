@@ -51,7 +51,7 @@ class CompileError(KdslError, RuntimeError):
 
 
 class StoreError(KdslError, RuntimeError):
-    """A tuning database, cache or plan file that cannot be read or written."""
+    """A tuning database, cache or plan file that cannot be read or written, or no room to work."""
 
 
 @contextmanager

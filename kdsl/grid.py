@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +13,20 @@ import numpy.typing as npt
 from kdsl.errors import SpecError, reading
 
 AXES = ("frames", "height", "width")
+
+
+def count(value: object, least: int = 1) -> int | None:
+    """An integer (also NumPy's) as a Python int; None for anything else, and below ``least``.
+
+    Truth values count nothing.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        return None
+    try:
+        number = operator.index(value)
+    except TypeError:  # an array of more than one entry
+        return None
+    return number if number >= least else None
 
 
 @dataclass(frozen=True)
@@ -35,12 +50,14 @@ class Grid:
             size = getattr(self, name)
             if size is None and name != "text":
                 continue
-            if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+            counted = count(size, 0)
+            if counted is None:
                 raise SpecError(
                     f"{name}={size!r} is not a token count",
                     where=self._called(),
                     hint="a Python int of at least 0",
                 )
+            object.__setattr__(self, name, counted)
         if self.text_at not in ("start", "end"):
             raise SpecError(
                 f"text_at={self.text_at!r}", where=self._called(), hint='"start" or "end"'
@@ -136,8 +153,8 @@ def as_grid(tokens: Grid | int, what: str = "tokens") -> Grid:
     """A grid as it is; a token count as a plain sequence."""
     if isinstance(tokens, Grid):
         return tokens
-    if isinstance(tokens, int) and not isinstance(tokens, bool) and tokens >= 0:
-        return Grid(tokens)
+    if (counted := count(tokens, 0)) is not None:
+        return Grid(counted)
     raise SpecError(
         f"{what}={tokens!r}", hint=f"{what}=4096 or {what}=Grid(frames=..., height=..., width=...)"
     )

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdsl.errors import InputError, SpecError, reading
+from kdsl.grid import count
 
 CODES = {"int8": 127}
 """Signed symmetric codes and their largest magnitude."""
@@ -32,8 +33,10 @@ class Layout:
             raise SpecError(f"code {self.code!r}", hint=" or ".join(CODES))
         if self.scale_dtype != "float32":
             raise SpecError(f"scales of {self.scale_dtype}", hint='"float32"')
-        if any(g is not None and g < 1 for g in self.group):
+        if len(self.group) != 2 or any(g is not None and count(g) is None for g in self.group):
             raise SpecError(f"scale group {self.group}", hint="sizes of at least 1, or None")
+        tokens, channels = (None if g is None else count(g) for g in self.group)
+        object.__setattr__(self, "group", (tokens, channels))
 
     def scale_shape(self, tokens: int, channels: int) -> tuple[int, int]:
         """Groups along tokens and channels."""

@@ -190,6 +190,10 @@ def get(name: str) -> Target:
     Raises :class:`~kdsl.errors.UnsupportedError` with the known names and the nearest of them.
     """
     by_name = {_plain(n): t for t in _TABLE for n in (t.name, *t.aliases)}
+    if not isinstance(name, str):
+        raise UnsupportedError(
+            f"{name!r} is no name of a GPU", hint=f"one of: {', '.join(by_name)}"
+        )
     found = by_name.get(_plain(name))
     if found is not None:
         return found

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 
 from kdsl.autotune.cli.arguments import COMMANDS, Usage, command_parser, tune_parser
 from kdsl.autotune.cli.hardware import Hardware
 from kdsl.autotune.store import mask_passwords
-from kdsl.errors import KdslError
+from kdsl.errors import KdslError, UnsupportedError
 
 __all__ = ["main"]
 
@@ -34,6 +35,11 @@ def main(
             if parsed.command in show.COMMANDS:
                 return show.run(parsed)
             return upkeep.run(parsed, hardware())
+        if find_spec("optuna") is None:
+            raise UnsupportedError(
+                "the tuner needs optuna, which is not installed",
+                hint='pip install "kdsl-kernels[tune]"',
+            )
         from kdsl.autotune.cli.tune import tune
 
         return tune(tune_parser().parse_args(given), hardware())

@@ -27,11 +27,12 @@ from kdsl.autotune.screen.progress import watch_on
 from kdsl.autotune.session.budget import Budget
 from kdsl.autotune.session.campaign import Campaign
 from kdsl.autotune.store import Store, scrub
+from kdsl.errors import StoreError
 from kdsl.runtime.records import Run
 from kdsl.runtime.records.link import is_server
 from kdsl.runtime.records.postgres import shown
 
-DONE, ABSENT, INTERRUPTED = 0, 3, 130
+DONE, FAILED, ABSENT, INTERRUPTED = 0, 1, 3, 130
 CANDIDATES = 40
 """Of a workload, unless a budget is given."""
 ABSENT_S = 9 * 60.0
@@ -54,8 +55,12 @@ def tune(given: argparse.Namespace, hardware: Hardware) -> int:
             session.report()
             print(f"interrupted: every result so far is stored. {session.onward}", file=sys.stderr)
             return INTERRUPTED
+        except StoreError:
+            session.report()
+            print(f"stopped: every result so far is stored. {session.onward}", file=sys.stderr)
+            raise
     session.report()
-    return DONE
+    return session.verdict()
 
 
 class Session:
@@ -181,13 +186,24 @@ class Session:
             report.ranking(self.console, tally)
         if self.left:
             self._say(f"left: {', '.join(self.left)}. {self.onward}")
-        new = sum(tally.new for tally in tallies)
+        timed = sum(tally.fresh["ok"] for tally in tallies)
+        failed = sum(tally.new for tally in tallies) - timed
         known = sum(tally.known for tally in tallies)
-        before = f" ({known} more known before)" if known else ""
+        rest = f", {failed} failed" if failed else ""
+        rest += f" ({known} more known before)" if known else ""
         if not self.measured:
-            self._say(f"no {gpu} here: {new} predicted, 0 measured{before}")
+            self._say(f"no {gpu} here: {timed} predicted, 0 measured{rest}")
         else:
-            self._say(f"{gpu}: {new} measured{before}")
+            self._say(f"{gpu}: {timed} measured{rest}")
+
+    def verdict(self) -> int:
+        """Exit code: a default without a time is a fault, for everything is held against it."""
+        tallies = self.campaign.tallies if self.campaign else []
+        lost = [(t.name, t.default) for t in tallies if t.default and t.default.status != "ok"]
+        for name, default in lost:
+            said = f"{default.status}: {default.reason}" if default.reason else default.status
+            print(f"{name}: the built-in default has no time: {said}", file=sys.stderr)
+        return FAILED if lost else DONE
 
     def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -14,7 +14,7 @@ from typing import Any, Self
 from kdsl.autotune.children import Child, ChildDied
 from kdsl.autotune.compiling.limits import Limit
 from kdsl.autotune.compiling.worker import Built
-from kdsl.errors import UnsupportedError
+from kdsl.errors import KdslError, UnsupportedError
 from kdsl.targets import Target
 from kdsl.work import AheadOfTime
 
@@ -88,7 +88,8 @@ class CompilePool:
     def result(self, key: Hashable, until: float | None = None) -> Built | None:
         """Wait for a kernel that was submitted; None if ``until`` (monotonic seconds) passes first.
 
-        UnsupportedError where there is no compiler.
+        UnsupportedError where there is no compiler, StoreError where it finds no room to work:
+        neither says anything about the kernel.
         """
         while key not in self._done:
             if until is not None and time.monotonic() >= until:
@@ -175,10 +176,13 @@ class CompilePool:
                 self.close()
                 raise UnsupportedError(
                     f"compiling needs Triton, which cannot be imported: {message}",
-                    hint="pip install 'kdsl-kernels[triton]'",
+                    hint='pip install "kdsl-kernels[triton]"',
                 )
             station.ready = True
         elif station.key is not None:
+            if isinstance(message, KdslError):
+                self.close()
+                raise message
             self.limit.add(time.monotonic() - station.since)
             self._done[station.key] = message
             self._made[self._names.pop(station.key)] = message

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from kdsl.errors import KdslError
+from kdsl.errors import KdslError, StoreError, UnsupportedError
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,17 @@ def serve(link: Connection[Any, Any]) -> None:
         link.send(build(what, target))
 
 
-def build(what: Any, target: Any) -> Built:
-    """Compile one kernel."""
+def build(what: Any, target: Any) -> Built | KdslError:
+    """Compile one kernel.
+
+    An error instead, where this machine is at fault and not the kernel: no room, a missing tool.
+    """
     from kdsl.runtime.aot import compile_ahead
 
     try:
         made = compile_ahead(what, target)
+    except (StoreError, UnsupportedError) as error:
+        return error
     except KdslError as error:
         return Built("compile_error", " ".join(error.what.split())[:500])
     return Built(

@@ -209,6 +209,9 @@ class Expr:
     def __truediv__(self, other: object) -> NoReturn:
         raise SpecError("`/` gives fractions, and indices are integers", hint="`//`")
 
+    def __pow__(self, other: object) -> NoReturn:
+        raise SpecError("there are no powers of indices", where=repr(self), hint="`x * x`")
+
 
 def _data_key(data: Any) -> str:
     return data.key if hasattr(data, "key") else repr(data)

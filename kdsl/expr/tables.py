@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdsl.errors import InputError, SpecError, reading
+from kdsl.errors import InputError, KdslError, SpecError, reading
 from kdsl.expr.nodes import Expr, as_expr, make
+from kdsl.grid import count
 
 DTYPES = ("int32", "int16", "uint8", "int8")
 LOW, HIGH = -(2**30), 2**30 - 1
@@ -44,7 +45,10 @@ class Table:
         digest: str = "",
     ) -> None:
         self.name = name
-        self.shape = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
+        sizes: Sequence[object] = shape if isinstance(shape, Sequence) else (shape,)
+        self.shape = tuple(-1 if (n := count(size, 0)) is None else n for size in sizes)
+        if -1 in self.shape:
+            raise SpecError(f"table {name!r} of shape {shape!r}", hint=f"table({name!r}, 4096)")
         self.dtype = dtype
         self._check()
         limits = np.iinfo(dtype)
@@ -103,7 +107,7 @@ class Table:
 
     def checked(self, values: npt.ArrayLike) -> npt.NDArray[np.integer]:
         """Values as a C-contiguous array of the table's dtype; InputError if they do not fit it."""
-        array = np.asarray(values)
+        array = _array(values, InputError)
         if array.shape != self.shape:
             raise InputError(f"table {self.name!r} has shape {self.shape}, got {array.shape}")
         if array.dtype.kind not in "iub":
@@ -143,6 +147,16 @@ def distinct(tables: Iterable[Table]) -> tuple[Table, ...]:
     return tuple(found.values())
 
 
+def _array(values: npt.ArrayLike, fault: type[KdslError]) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise fault(
+            "the values of a table make no array: lists of different lengths",
+            hint="as many entries in every row",
+        ) from error
+
+
 def _digest(values: npt.NDArray[np.integer]) -> str:
     return hashlib.sha256(values.tobytes()).hexdigest()[:16]
 
@@ -162,7 +176,7 @@ def table(
         if shape is None:
             raise SpecError(f"table {name!r} needs a shape", hint=f"table({name!r}, 4096)")
         return Table(name, shape, dtype, low, high)
-    array = np.asarray(name)
+    array = _array(name, SpecError)
     if array.dtype.kind not in "iub":
         raise SpecError(f"a table holds integers, got {array.dtype}")
     least, most = (int(array.min()), int(array.max())) if array.size else (0, 0)

@@ -127,7 +127,11 @@ def _one(
         return Reader(expr, boxes(0, query_size, hull), boxes(1, key_size, hull), tables)
 
     found = decide(rows, columns, block, reader, _cuts(block))
-    return from_lists(found.row, found.column, found.partial, (1, 1, rows), block, *tokens)
+    listed = from_lists(found.row, found.column, found.partial, (1, 1, rows), block, *tokens)
+    start, full, partial = (
+        x[..., found.first] for x in (listed.start, listed.full, listed.partial)
+    )
+    return Blocks(start, full, partial, listed.index, block, *tokens)
 
 
 def magnitude(expr: Expr, tokens: tuple[int, int]) -> int:

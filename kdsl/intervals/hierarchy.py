@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kdsl.errors import SpecError
 from kdsl.intervals.reader import Reader
 
 Array = npt.NDArray[Any]
@@ -27,11 +28,16 @@ BUDGET = 1 << 25
 
 @dataclass(frozen=True)
 class Decided:
-    """Kept blocks: row, column, and whether the block is partial."""
+    """Kept blocks: row, column, and whether the block is partial.
+
+    ``first`` gives for each row the first one that keeps the very same blocks; only those are
+    listed.
+    """
 
     row: Array
     column: Array
     partial: Array
+    first: Array
 
 
 ReaderAt = Callable[[int, int, bool], Reader]
@@ -51,24 +57,32 @@ def decide(
     while max(rows, columns) > span * FAN:
         span *= FAN
     i, j = np.zeros(1, np.int64), np.zeros(1, np.int64)
-    kept: list[tuple[Array, Array]] = []
+    kept: list[Squares] = []
     while True:
         runs = reader(block[0] * span, block[1] * span, True)
         must, open_ = _children(runs, i, j, -(-rows // span), -(-columns // span))
-        kept.append(_spread(*must, span, rows, columns))
+        kept.append((span, *must))
         i, j = open_
         if span == 1:
             break
         span //= FAN
     full, partial = _blocks(i, j, block, reader, parts)
-    row = np.concatenate([k[0] for k in kept] + [i[full], i[partial]])
-    column = np.concatenate([k[1] for k in kept] + [j[full], j[partial]])
+    kept += [(1, i[full], j[full]), (1, i[partial], j[partial])]
+    first = _first_alike(kept, rows)
+    listed = np.flatnonzero(first == np.arange(rows))
+    count = sum(_entries(squares, listed) for squares in kept)
+    if count >= 2**31:
+        raise SpecError(f"{count} kept blocks", hint="larger blocks, or a sparser mask")
+    spread = [_spread(squares, listed, columns) for squares in kept]
+    row, column = (np.concatenate(x) for x in zip(*spread, strict=True))
     kinds = np.zeros(len(row), np.bool_)
-    kinds[len(row) - int(partial.sum()) :] = True
-    return Decided(row, column, kinds)
+    kinds[len(row) - len(spread[-1][0]) :] = True
+    return Decided(row, column, kinds, first)
 
 
 Pairs = tuple[Array, Array]
+Squares = tuple[int, Array, Array]
+"""Blocks a side, and the squares' rows and columns in units of that."""
 
 
 def _children(reader: Reader, i: Array, j: Array, rows: int, columns: int) -> tuple[Pairs, Pairs]:
@@ -105,14 +119,55 @@ def squares(
         yield at, a, b, may, must
 
 
-def _spread(i: Array, j: Array, span: int, rows: int, columns: int) -> Pairs:
-    """All blocks inside pairs of runs of ``span`` blocks."""
-    if span == 1 or not len(i):
-        return i, j
-    a, b = (x.reshape(-1) for x in np.indices((span, span)))
-    row, column = (i[:, None] * span + a).reshape(-1), (j[:, None] * span + b).reshape(-1)
-    inside = (row < rows) & (column < columns)
-    return row[inside], column[inside]
+def _first_alike(kept: list[Squares], rows: int) -> Array:
+    """For each row of blocks the first one that is covered by the same squares.
+
+    Rows are told apart by sums of 2 x 64 bits that hash what covers them: nothing is spread out.
+    """
+    sums = np.zeros((rows, 2), np.uint64)
+    for tag, (span, i, j) in enumerate(kept):
+        if len(i):
+            runs = np.zeros((-(-rows // span), 2), np.uint64)
+            for half in range(2):
+                np.add.at(runs[:, half], i, _scattered(j, 2 * tag + half + 1))
+            sums += runs[np.arange(rows) // span]
+    _, index, inverse = np.unique(sums, axis=0, return_index=True, return_inverse=True)
+    return index[inverse.reshape(-1)]
+
+
+def _scattered(x: Array, seed: int) -> Array:
+    """64 well mixed bits of each number (the finaliser of SplitMix64: Steele et al., 2014)."""
+    z = x.astype(np.uint64) + np.uint64((seed * 0x9E3779B97F4A7C15) % 2**64)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: Array = z ^ (z >> np.uint64(31))
+    return mixed
+
+
+def _covered(squares: Squares, listed: Array) -> tuple[Array, Array]:
+    """Where in ``listed`` the rows of each square begin, and how many they are."""
+    span, i, _ = squares
+    begin = np.searchsorted(listed, i * span)
+    return begin, np.searchsorted(listed, (i + 1) * span) - begin
+
+
+def _entries(squares: Squares, listed: Array) -> int:
+    """Blocks that `_spread` lists, those beyond the last column included."""
+    return int(_covered(squares, listed)[1].sum()) * squares[0]
+
+
+def _spread(squares: Squares, listed: Array, columns: int) -> Pairs:
+    """All blocks of squares that lie in some rows."""
+    span, _, j = squares
+    begin, count = _covered(squares, listed)
+    square = np.repeat(np.arange(len(j)), count)
+    step = np.arange(len(square)) - np.repeat(np.cumsum(count) - count, count)
+    row = listed[begin[square] + step]
+    if span == 1:
+        return row, j[square]
+    column = (j[square, None] * span + np.arange(span)).reshape(-1)
+    inside = column < columns
+    return np.repeat(row, span)[inside], column[inside]
 
 
 def _blocks(

@@ -236,6 +236,8 @@ def predicate(
     ``and``, ``or``, ``not``, ``if``.  ``order`` is the one whose stored positions ``qs`` and ``ks``
     are, in masks that speak of them.
     """
+    if not callable(rule):
+        raise SpecError(f"predicate({rule!r})", hint="predicate(lambda q, k: q >= k)")
     names = list(inspect.signature(rule).parameters)
     unknown = [n for n in names if n not in INDEX_NAMES]
     if unknown:
@@ -245,7 +247,15 @@ def predicate(
     keys = keys or grid
     grids = {"q": grid, "k": keys}
     symbols = [Index(n, grids[n]) if n in grids else var(n) for n in names]
-    return Mask((as_expr(rule(*symbols)),), grid, keys, order)
+    try:
+        traced = rule(*symbols)
+    except (TypeError, IndexError) as error:
+        raise SpecError(
+            f"the rule does what expressions cannot: {error}",
+            hint="+ - * // % abs, comparisons, & | ~, where, minimum, maximum, and "
+            "kdsl.table(values)[q] for an array",
+        ) from error
+    return Mask((as_expr(traced),), grid, keys, order)
 
 
 @dataclass(frozen=True)

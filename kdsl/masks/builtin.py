@@ -12,7 +12,7 @@ from kdsl.expr.index import Index, visual_test
 from kdsl.expr.nodes import Expr, boolean, var
 from kdsl.expr.tables import Table
 from kdsl.expr.tables import table as make_table
-from kdsl.grid import Grid
+from kdsl.grid import Grid, as_grid, count
 from kdsl.masks.base import BlockMap, Mask, predicate
 from kdsl.orders import Order
 
@@ -32,11 +32,12 @@ def window(
     Text tokens are outside every window of a grid; add `text`.
     """
     if not isinstance(size, Grid):
-        if extent is not None or not isinstance(size, int) or size < 1:
+        reach_1d = count(size)
+        if extent is not None or reach_1d is None:
             raise SpecError(
                 f"window({size}, {extent})", hint="window(4096) or window(grid, (5, 9, 9))"
             )
-        return predicate(lambda q, k: abs(q - k) < size)
+        return predicate(lambda q, k: abs(q - k) < reach_1d)
     reach = [n // 2 for n in _per_axis(size, extent, "window extent")]
     return _near(size, keys, reach, [1] * len(reach))
 
@@ -52,7 +53,7 @@ def dilated(
 
     ``dilated(n, w, d)`` on a plain sequence of n tokens; ``dilated(grid, (5, 9, 9), (1, 2, 2))``.
     """
-    grid = Grid(size) if isinstance(size, int) else size
+    grid = as_grid(size)
     reach = [n // 2 for n in _per_axis(grid, extent, "window extent")]
     return _near(grid, keys, reach, _per_axis(grid, dilation, "dilation"))
 
@@ -70,13 +71,18 @@ def _near(grid: Grid, keys: Grid | None, reach: Sequence[int], step: Sequence[in
 
 
 def sink(tokens: int) -> Mask:
-    """Every query sees the first ``tokens`` keys (attention sinks)."""
-    return predicate(lambda k: k < tokens)
+    """Every query sees the first ``tokens`` keys (attention sinks); all, where there are fewer."""
+    first = _count(tokens, "sink", "sink(4)")
+    return predicate(lambda k: k < first)
 
 
 def prefix(tokens: int) -> Mask:
-    """The first ``tokens`` tokens see each other in full (prefix language models)."""
-    return predicate(lambda q, k: (q < tokens) & (k < tokens))
+    """The first ``tokens`` tokens see each other in full (prefix language models).
+
+    All do where there are fewer.
+    """
+    first = _count(tokens, "prefix", "prefix(226)")
+    return predicate(lambda q, k: (q < first) & (k < first))
 
 
 def text(grid: Grid, keys: Grid | None = None) -> Mask:
@@ -88,6 +94,7 @@ def text(grid: Grid, keys: Grid | None = None) -> Mask:
 
 def frame_band(grid: Grid, frames: int, *, keys: Grid | None = None) -> Mask:
     """Keys at most ``frames`` frames away, anywhere in the frame."""
+    frames = _count(frames, "frame_band", "frame_band(grid, 1)")
     keys = keys or grid
     q, k = Index("q", grid), Index("k", keys)
     band = abs(q.frames - k.frames) <= frames
@@ -101,7 +108,7 @@ def radial(grid: Grid, width: int, *, keys: Grid | None = None) -> Mask:
     the pattern of Radial Attention (arXiv 2506.19852, section 4), kept exact down to the token.
     """
     keys = keys or grid
-    if grid.letters != "FHW" or keys.letters != "FHW" or width < 1:
+    if grid.letters != "FHW" or keys.letters != "FHW" or count(width) is None:
         raise SpecError(
             f"radial bands of width {width}",
             where=f"{grid!r}, {keys!r}",
@@ -165,9 +172,10 @@ def blocks(
     ``kept`` is a boolean map ``[heads, rows, columns]`` or block rows (`kdsl.blocks`), over stored
     positions of ``order`` (default: the original one).  With ``shared`` all heads use one map.
     """
-    rows = BlockMap(name, (int(block[0]), int(block[1])), shared)
-    if min(rows.block) < 16:
-        raise SpecError(f"blocks of {rows.block}", hint="at least 16 x 16")
+    sizes = tuple(n for n in map(count, block) if n) if isinstance(block, Sequence) else ()
+    if len(sizes) != 2 or min(sizes) < 16:
+        raise SpecError(f"blocks of {block}", hint="at least 16 x 16")
+    rows = BlockMap(name, sizes, bool(shared))
     return Mask((rows[var("head"), var("qs"), var("ks")],), order=order)
 
 
@@ -189,9 +197,17 @@ def _at(ids: Table, token: Expr, batch: Expr) -> Expr:
 
 
 def _per_axis(grid: Grid, sizes: int | Sequence[int] | None, what: str) -> list[int]:
-    given = [sizes] * len(grid.shape) if isinstance(sizes, int) else list(sizes or ())
-    if len(given) != len(grid.shape) or not all(isinstance(n, int) and n > 0 for n in given):
+    each: Sequence[object] = sizes if isinstance(sizes, Sequence) else [sizes] * len(grid.shape)
+    counted = [n for n in map(count, each) if n is not None]
+    if not len(counted) == len(each) == len(grid.shape):
         raise SpecError(
             f"{what} {sizes!r}", where=repr(grid), hint=f"{len(grid.shape)} sizes of at least 1"
         )
-    return given
+    return counted
+
+
+def _count(value: object, what: str, example: str) -> int:
+    counted = count(value, 0)
+    if counted is None:
+        raise SpecError(f"{what}({value!r})", hint=f"{example}: an integer of at least 0")
+    return counted

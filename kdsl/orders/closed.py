@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kdsl.errors import SpecError
-from kdsl.expr.nodes import Expr, as_expr, const, maximum, minimum, where
-from kdsl.grid import Grid
+from kdsl.expr.nodes import Expr, const, maximum, minimum, where
+from kdsl.grid import Grid, count
 from kdsl.orders.base import Order, stored
 
 
@@ -201,10 +201,11 @@ def identity(grid: Grid) -> Axes:
 
 def cubes(grid: Grid, cube: Sequence[int]) -> Cubes:
     """Tokens of each cube side by side: ``cubes(grid, (3, 5, 4))`` keeps all axes local."""
-    return Cubes(grid, tuple(int(as_expr(c).value or 0) for c in cube))
+    sides = cube if isinstance(cube, Sequence) else (cube,)
+    return Cubes(grid, tuple(count(c) or 0 for c in sides))
 
 
 def windows(grid: Grid, window: Sequence[int]) -> Cubes:
     """Spatial windows, frame by frame: ``windows(grid, (8, 8))``."""
-    flat = (1,) * (len(grid.shape) - len(window))
-    return cubes(grid, (*flat, *window))
+    sides = window if isinstance(window, Sequence) else (window,)
+    return cubes(grid, (*((1,) * (len(grid.shape) - len(sides))), *sides))

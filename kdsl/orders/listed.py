@@ -53,7 +53,9 @@ class Listed(Order):
     def index(self, tables: Tables | None = None) -> npt.NDArray[np.int64]:
         """See `Order.index`; the list is checked to be a bijection."""
         index = super().index(tables)
-        check_bijection(index, self.tokens, self.entries.name)
+        if self.entries.values is None:
+            # Known lists were checked when the order was written.
+            check_bijection(index, self.tokens, f"order {self.entries.name!r}")
         return index
 
     def __eq__(self, other: object) -> bool:
@@ -86,7 +88,7 @@ def table(entries: npt.ArrayLike | Table, grid: Grid | None = None) -> Listed:
     if grid is not None and grid.tokens != held.shape[0]:
         raise SpecError(f"the order lists {held.shape[0]} tokens, the grid has {grid.tokens}")
     if held.values is not None:
-        check_bijection(held.values, held.shape[0], held.name)
+        check_bijection(held.values, held.shape[0], "the listed order")
     n = held.shape[0]
     if n > np.iinfo(held.dtype).max + 1:
         raise SpecError(f"{held.dtype} does not count {n} tokens", hint='dtype="int32"')
@@ -95,13 +97,13 @@ def table(entries: npt.ArrayLike | Table, grid: Grid | None = None) -> Listed:
     return Listed(grid or Grid(n), bounded)
 
 
-def check_bijection(index: npt.NDArray[np.integer], tokens: int, name: str) -> None:
+def check_bijection(index: npt.NDArray[np.integer], tokens: int, what: str) -> None:
     """SpecError that names the first token listed twice, or outside the sequence."""
     outside = np.flatnonzero((index < 0) | (index >= tokens))
     if outside.size:
         at = int(outside[0])
         raise SpecError(
-            f"order {name!r} is no bijection: position {at} holds token {int(index[at])}",
+            f"{what} is no bijection: position {at} holds token {int(index[at])}",
             hint=f"every token from 0 to {tokens - 1} once",
         )
     first = np.full(tokens, -1)
@@ -110,7 +112,7 @@ def check_bijection(index: npt.NDArray[np.integer], tokens: int, name: str) -> N
     if again.size:
         at = int(again[0])
         raise SpecError(
-            f"order {name!r} is no bijection: token {int(index[at])} stands at positions "
+            f"{what} is no bijection: token {int(index[at])} stands at positions "
             f"{int(first[index[at]])} and {at}",
             hint=f"every token from 0 to {tokens - 1} once",
         )

@@ -1,4 +1,4 @@
-"""Results as the kind of array the caller gave."""
+"""Arrays in and out: results as the kind of array the caller gave, NumPy's onto the GPU."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kdsl.specs import as_array
 
-def like(x: npt.NDArray[Any], model: Any, dtype: Any = None) -> Any:
+
+def like(x: Any, model: Any, dtype: Any = None) -> Any:
     """An array as the kind that ``model`` is, on its device, in its dtype unless one is given."""
     if isinstance(model, np.ndarray):
-        return x.astype(model.dtype if dtype is None else dtype)
+        return as_array(x).astype(model.dtype if dtype is None else dtype, copy=False)
     import torch
 
-    kind = model.dtype if dtype is None else torch.float32
+    kind = model.dtype if dtype is None else torch.from_numpy(np.zeros(0, dtype)).dtype
     return torch.from_numpy(np.ascontiguousarray(x)).to(device=model.device, dtype=kind)
 
 
@@ -27,6 +29,18 @@ def without_modes() -> Any:
     from torch.utils._python_dispatch import _disable_current_modes
 
     return _disable_current_modes()
+
+
+def uploaded(x: npt.NDArray[Any], dtype: str, device: Any) -> Any:
+    """A NumPy array as a torch tensor of a dtype on a device; the array stays as it is.
+
+    bfloat16 values travel as float32 and are rounded to nearest here.
+    """
+    import torch
+
+    # Torch neither takes negative strides nor likes arrays that must not be written.
+    held = torch.from_numpy(np.require(x, requirements=["C", "W"]))
+    return held.to(device=device, dtype=getattr(torch, dtype))
 
 
 _said = False

@@ -13,17 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from kdsl.blocks import Blocks
-from kdsl.errors import ConfigError, InputError, UnsupportedError
+from kdsl.errors import ConfigError, InputError
 from kdsl.kernels.attention.backward.tunable import PARTS, BackwardTunable
 from kdsl.kernels.attention.config import Config
 from kdsl.kernels.attention.tunable import AttentionTunable
 from kdsl.reference.attention import attention as reference_attention
 from kdsl.runtime import codecache
-from kdsl.runtime.arrays import like, say_once, without_modes
+from kdsl.runtime.arrays import like, say_once, uploaded, without_modes
 from kdsl.runtime.calibration import CostModel
 from kdsl.runtime.checks import check_finite, check_tensors
-from kdsl.runtime.choice import Choice, choose
-from kdsl.runtime.operator import Operator, Tables, array_tables
+from kdsl.runtime.choice import Choice, choose, settle
+from kdsl.runtime.operator import Operator, Tables, array_tables, require_values
 from kdsl.runtime.predict import Prediction
 from kdsl.runtime.program import Program, empty_results, nothing_to_do
 from kdsl.specs import Attention
@@ -31,7 +31,7 @@ from kdsl.targets import Target
 from kdsl.targets import get as target_named
 
 KEPT_BINDINGS = 8
-"""Values of open tables whose rows of blocks an operator remembers."""
+"""Values of open tables, batch sizes and devices whose rows of blocks an operator remembers."""
 
 
 class Bound:
@@ -39,8 +39,8 @@ class Bound:
 
     def __init__(self, spec: Attention, tables: dict[str, npt.NDArray[Any]], batch: int) -> None:
         self.tables, self.tunable = tables, AttentionTunable(spec, tables, batch)
-        self.on_device: dict[Any, tuple[Any, tuple[Any, ...]]] = {}
-        self.as_operands: dict[Any, tuple[list[Any], list[Any]]] = {}
+        self.on_device: OrderedDict[Any, tuple[Any, tuple[Any, ...]]] = OrderedDict()
+        self.as_operands: OrderedDict[Any, tuple[list[Any], list[Any]]] = OrderedDict()
 
     @property
     def blocks(self) -> Blocks:
@@ -55,7 +55,8 @@ class Bound:
         if device not in self.on_device:
             spec = self.tunable.spec
             lists = launch.lists(self.blocks, spec.heads, device)
-            self.on_device[device] = lists, launch.table_tensors(spec, self.tables, device)
+            made = lists, launch.table_tensors(spec, self.tables, device)
+            _remember(self.on_device, device, made)
         return self.on_device[device]
 
     def operands(self, device: Any, inverted: bool) -> tuple[list[Any], list[Any]]:
@@ -69,7 +70,7 @@ class Bound:
                 lists = held.tensors
                 if inverted:
                     lists += launch.inverted(self.blocks, self.tunable.spec, device).tensors
-            self.as_operands[key] = lists, list(tables)
+            _remember(self.as_operands, key, (lists, list(tables)))
         return self.as_operands[key]
 
     def values(self, device: Any) -> tuple[list[Any], list[Any]]:
@@ -80,7 +81,7 @@ class Bound:
             held = (self.tables.get(t.name, t.values) for t in self.tunable.spec.tables)
             with without_modes():
                 tables = [torch.from_numpy(np.array(v)).to(device) for v in held]
-            self.as_operands[device] = [], tables
+            _remember(self.as_operands, device, ([], tables))
         return self.as_operands[device]
 
 
@@ -102,24 +103,26 @@ class AttentionOperator(Operator):
     ) -> None:
         self.spec, self.target, self.backend, self.here = spec, target, backend, here
         self.bound: OrderedDict[tuple[str, int], Bound] = OrderedDict()
-        self.ready: dict[int, Bound] = {}
+        self.ready: OrderedDict[int, Bound] = OrderedDict()
         """By batch size: what a call without tables uses, so that it need not look at values."""
-        self.fixed: dict[str, npt.NDArray[Any]] = array_tables(sample)
+        self.fixed: dict[str, npt.NDArray[Any]] = array_tables(spec, sample)
         self.given, self.mode, self.given_backward = config, mode, dict(backward or {})
         for part in self.given_backward:
             if part not in PARTS:
                 raise ConfigError(f"no backward kernel {part!r}", hint=" or ".join(PARTS))
-        self.by_batch = any("batch" in e.variables() for e in spec.mask.variants)
         self.programs: dict[bool, Program] = {}
         """What torch's operations run: without, and with the backward."""
         self.seen_by_torch = _seen_by_torch()
+        for table in spec.open_tables:
+            if table.name in self.fixed:
+                self.fixed[table.name] = table.checked(self.fixed[table.name])
         known = {t.name for t in spec.open_tables} <= set(self.fixed)
         self.tunable = (
             self._bound(self.fixed, 1).tunable if known else AttentionTunable(spec, self.fixed)
         )
-        self.choice: Choice | None = None
-        if target is not None and backend != "reference":
-            self.choice = choose(self.tunable, target, config, mode, here=here, tables=self.fixed)
+        self.choice: Choice | None = settle(
+            self.tunable, target, backend, config, mode, here=here, tables=self.fixed
+        )
 
     def __call__(self, *tensors: Any, tables: Tables | None = None, check: bool = False) -> Any:
         """Attention of ``q [batch, heads, queries, head_dim]``, ``k, v [batch, kv_heads, ...]``.
@@ -152,7 +155,8 @@ class AttentionOperator(Operator):
                 say_once(5)
             lists, values = bound.values(device)
         else:
-            self._check_here(device)
+            self.require_here()
+            self._check_device(device)
             lists, values = bound.operands(device, differentiated)
         if differentiated not in self.programs:
             program = self._program(differentiated)
@@ -200,8 +204,14 @@ class AttentionOperator(Operator):
     def _by_kernel(self, tensors: tuple[Any, ...], bound: Bound) -> tuple[Any, Any]:
         from kdsl.kernels.attention import launch
 
+        self.require_here()
+        if isinstance(given := tensors[0], np.ndarray):
+            place = "cpu" if interpreting() else "cuda"
+            moved = tuple(uploaded(x, self.spec.dtype, place) for x in tensors)
+            out, lse = self._by_kernel(moved, bound)
+            return like(out, given), like(lse, given, np.float32)
         device = tensors[0].device
-        self._check_here(device)
+        self._check_device(device)
         if nothing_to_do(tensors):
             return empty_results(tensors[0])
         lists, tables = bound.upload(device)
@@ -209,14 +219,8 @@ class AttentionOperator(Operator):
         with _torch_ops().on(device):
             return launch.launch(self.module, self.spec, config, lists, tensors, tables)
 
-    def _check_here(self, device: Any) -> None:
+    def _check_device(self, device: Any) -> None:
         """Raise unless the kernels run on a device."""
-        if not self.here:
-            assert self.target is not None
-            raise UnsupportedError(
-                f"this operator was built for {self.target.name}, which is not here",
-                hint="op.source, op.explain(), op.cost(); or kdsl.build(spec) for this machine",
-            )
         if device.type == "cpu" and not interpreting():
             raise InputError(
                 "the tensors are on the CPU, the kernel runs on a GPU",
@@ -262,34 +266,29 @@ class AttentionOperator(Operator):
         )
 
     def _bound_for(self, tables: Tables | None, batch: int) -> Bound:
+        batch = batch if self.by_batch else 1
         if not tables and batch in self.ready:
             return self.ready[batch]
-        values = {**self.fixed, **array_tables(tables)}
-        missing = [t for t in self.spec.open_tables if t.name not in values]
-        if missing:
-            raise InputError(
-                f"table {missing[0].name!r} has no values",
-                where=repr(missing[0]),
-                hint=f"op(q, k, v, tables={{{missing[0].name!r}: ...}}) or op.bind(...)",
-            )
-        unknown = sorted(set(values) - {t.name for t in self.spec.tables})
-        if unknown:
-            names = ", ".join(t.name for t in self.spec.tables) or "none"
-            raise InputError(f"the spec has no table {unknown[0]!r}", hint=f"its tables: {names}")
+        values = {**self.fixed, **array_tables(self.spec, tables)}
+        require_values(self.spec, values)
         bound = self._bound(values, batch)
         if not tables:
-            self.ready[batch] = bound
+            _remember(self.ready, batch, bound)
         return bound
+
+    @cached_property
+    def by_batch(self) -> bool:
+        """Whether the mask speaks of the batch, so that rows differ with its size."""
+        return any("batch" in e.variables() for e in self.spec.mask.variants)
 
     def _bound(self, values: dict[str, npt.NDArray[Any]], batch: int) -> Bound:
         checked = {t.name: t.checked(values[t.name]) for t in self.spec.open_tables}
         text = b"".join(hashlib.sha256(v.tobytes()).digest() for v in checked.values())
         key = (text.hex(), batch if self.by_batch else 1)
-        if key not in self.bound:
-            self.bound[key] = Bound(self.spec, checked, key[1])
-            while len(self.bound) > KEPT_BINDINGS:
-                self.bound.popitem(last=False)
-        self.bound.move_to_end(key)
+        if key in self.bound:
+            self.bound.move_to_end(key)
+        else:
+            _remember(self.bound, key, Bound(self.spec, checked, key[1]))
         return self.bound[key]
 
     def cost(self) -> Mapping[str, float]:
@@ -346,6 +345,13 @@ def _torch_ops() -> Any:
     from kdsl.runtime import torch_ops
 
     return torch_ops
+
+
+def _remember(held: OrderedDict[Any, Any], key: Any, value: Any) -> None:
+    """Keep a value, and no more than `KEPT_BINDINGS`: the oldest goes."""
+    held[key] = value
+    while len(held) > KEPT_BINDINGS:
+        held.popitem(last=False)
 
 
 def interpreting() -> bool:

@@ -51,6 +51,11 @@ def build(
         if backward:
             raise ConfigError("permute has no backward kernels", hint="backward=None")
         picked = _pick(backend, "cuda", target)
+        if picked == "cuda" and target is None:
+            raise UnsupportedError(
+                "there is no GPU here for the CUDA kernel",
+                hint='gpu="a100" to look at it, or backend="reference"',
+            )
         return PermuteOperator(spec, target, picked, config, mode, here, tables)
     from kdsl.runtime.attention import AttentionOperator, interpreting
 

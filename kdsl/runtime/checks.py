@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from kdsl.errors import InputError
-from kdsl.specs import Attention
+from kdsl.specs import Attention, Permute
+
+AXES = "[batch, heads, tokens, head_dim]"
 
 
 def check_tensors(
@@ -16,11 +18,10 @@ def check_tensors(
 ) -> tuple[Any, Any, Any]:
     """q, k, v if their shapes, dtypes and devices fit; InputError names the first that does not."""
     if len(tensors) != 3:
-        raise InputError(f"attention takes q, k, v, got {len(tensors)} tensors")
+        raise InputError(f"attention takes q, k, v, got {len(tensors)} tensors", hint="op(q, k, v)")
     q, k, v = tensors
     for name, x in zip("qkv", tensors, strict=True):
-        if not hasattr(x, "shape") or not hasattr(x, "dtype"):
-            raise InputError(f"{name} is a {type(x).__name__}", hint="a torch tensor or an array")
+        _check_kind(name, x)
     batch = q.shape[0] if len(q.shape) else 0
     queries, keys = spec.query_grid.tokens, spec.key_grid.tokens
     wanted = {
@@ -29,16 +30,12 @@ def check_tensors(
         "v": (batch, spec.group_heads, keys, spec.head_dim),
     }
     for name, x in zip("qkv", tensors, strict=True):
-        if tuple(x.shape) != wanted[name]:
+        if _kind(x) != _kind(q):
             raise InputError(
-                f"{name} has shape {tuple(x.shape)}",
-                where="[batch, heads, tokens, head_dim]",
-                hint=_shape_hint(tuple(x.shape), wanted[name]),
+                f"{name} is a {_kind(x)}, q a {_kind(q)}",
+                hint="three torch tensors, or three NumPy arrays",
             )
-        if not any_dtype and not _fits(x, spec.dtype):
-            raise InputError(
-                f"{name} is {x.dtype}, the spec says {spec.dtype}", hint=_cast(x, spec)
-            )
+        _check_form(name, x, wanted[name], None if any_dtype else spec.dtype, "Attention")
         if getattr(x, "device", None) != getattr(q, "device", None):
             raise InputError(
                 f"{name} is on {x.device}, q on {q.device}", hint=f"{name}.to(q.device)"
@@ -46,29 +43,76 @@ def check_tensors(
     return q, k, v
 
 
+def check_permuted(spec: Permute, tensors: tuple[Any, ...], *, any_dtype: bool = False) -> Any:
+    """x if its shape and dtype fit; InputError says what does not."""
+    if len(tensors) != 1:
+        raise InputError(f"permute takes x, got {len(tensors)} tensors", hint="op(x)")
+    (x,) = tensors
+    _check_kind("x", x)
+    batch = x.shape[0] if len(x.shape) else 0
+    wanted = (batch, spec.heads, spec.grid.tokens, spec.head_dim)
+    _check_form("x", x, wanted, None if any_dtype else spec.dtype, "Permute")
+    return x
+
+
+def _check_kind(name: str, x: Any) -> None:
+    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+        raise InputError(f"{name} is a {type(x).__name__}", hint="a torch tensor or a NumPy array")
+    if getattr(getattr(x, "device", None), "type", "") == "meta":
+        raise InputError(
+            f"{name} is on the meta device and has no values", hint="a tensor on a CPU or GPU"
+        )
+
+
+def _check_form(
+    name: str, x: Any, wanted: tuple[int, ...], dtype: str | None, operation: str
+) -> None:
+    found = tuple(x.shape)
+    if found != wanted:
+        swapped = len(found) == 4 and found == (wanted[0], wanted[2], wanted[1], wanted[3])
+        hint = f"{name}.transpose(1, 2): {wanted}" if swapped else str(wanted)
+        if swapped and _kind(x) != "torch tensor":
+            hint = f"{name}.swapaxes(1, 2): {wanted}"
+        raise InputError(f"{name} has shape {found}", where=AXES, hint=hint)
+    if dtype is not None and not _fits(x, dtype):
+        said = str(x.dtype).removeprefix("torch.")
+        raise InputError(
+            f"{name} is {said}, the spec says {dtype}", hint=_cast(name, x, dtype, operation)
+        )
+
+
+def _kind(x: Any) -> str:
+    if isinstance(x, np.ndarray):
+        return "NumPy array"
+    module = type(x).__module__.partition(".")[0]
+    return "torch tensor" if hasattr(x, "detach") else f"{module} array"
+
+
 def _fits(x: Any, dtype: str) -> bool:
     if isinstance(x, np.ndarray):
         # NumPy has no bfloat16: its values travel as float32.
         return str(x.dtype) == ("float32" if dtype == "bfloat16" else dtype)
-    return str(x.dtype) == f"torch.{dtype}"
+    return str(x.dtype).removeprefix("torch.") == dtype
 
 
-def _cast(x: Any, spec: Attention) -> str:
-    if isinstance(x, np.ndarray):
-        return f"x.astype(np.{'float32' if spec.dtype == 'bfloat16' else spec.dtype})"
-    return f"x.to(torch.{spec.dtype}), or Attention(dtype={str(x.dtype).removeprefix('torch.')!r})"
-
-
-def _shape_hint(found: tuple[int, ...], wanted: tuple[int, ...]) -> str:
-    if len(found) == 4 and found == (wanted[0], wanted[2], wanted[1], wanted[3]):
-        return f"x.transpose(1, 2): {wanted}"
-    return str(wanted)
+def _cast(name: str, x: Any, dtype: str, operation: str) -> str:
+    if _kind(x) != "torch tensor":
+        return f"{name}.astype({'float32' if dtype == 'bfloat16' else dtype!r})"
+    said = str(x.dtype).removeprefix("torch.")
+    other = (
+        f", or {operation}(dtype={said!r})" if said in ("bfloat16", "float16", "float32") else ""
+    )
+    return f"{name}.to(torch.{dtype}){other}"
 
 
 def check_finite(tensors: Mapping[str, Any]) -> None:
     """InputError if a tensor holds NaN or infinity; waits for the device."""
     for name, x in tensors.items():
         finite = np.isfinite(x) if isinstance(x, np.ndarray) else x.isfinite()
-        if not bool(finite.all()):
-            found = np.argwhere(~finite) if isinstance(x, np.ndarray) else (~finite).nonzero()
-            raise InputError(f"{name} holds NaN or infinity, first at {found[0].tolist()}")
+        if bool(finite.all()):
+            continue
+        # The first one alone: there may be as many as there are numbers.
+        bad: Any = ~finite.reshape(-1)
+        flat = int(bad.argmax() if isinstance(x, np.ndarray) else bad.byte().argmax())
+        first = [int(i) for i in np.unravel_index(flat, tuple(x.shape))]
+        raise InputError(f"{name} holds NaN or infinity, first at {first}")

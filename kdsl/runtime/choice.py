@@ -6,7 +6,8 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -14,13 +15,14 @@ from typing import Any, cast, get_args
 import numpy as np
 import numpy.typing as npt
 
-from kdsl.errors import ConfigError
+from kdsl.errors import ConfigError, StoreError
 from kdsl.runtime.keying import key_for, space_hash
-from kdsl.runtime.records import Found, Mode, lookup
+from kdsl.runtime.records import Found, Mode, Source, lookup, shipped
 from kdsl.runtime.tunable import Tunable
 from kdsl.runtime.tunables import operations
 from kdsl.specs import canonical
 from kdsl.targets import Target
+from kdsl.targets import get as target_named
 
 MODES: tuple[str, ...] = get_args(Mode)
 MEASURED = ("exact", "soft", "nearest", "same-cc")
@@ -38,6 +40,33 @@ class Choice:
     predicted_us: float | None = None
 
 
+def settle(
+    tunable: Tunable,
+    target: Target | None,
+    backend: str,
+    given: Mapping[str, Any] | None,
+    mode: str,
+    *,
+    here: bool,
+    tables: Mapping[str, npt.NDArray[Any]],
+) -> Choice | None:
+    """The choice for a kernel; None for the reference, whose requests are checked all the same."""
+    if mode not in MODES:
+        raise ConfigError(f"mode={mode!r}", hint=" or ".join(map(repr, MODES)))
+    if given is not None and not isinstance(given, Mapping):
+        raise ConfigError(f"config={given!r}", hint='settings by name, such as {"num_warps": 4}')
+    if target is not None and backend != "reference":
+        return choose(tunable, target, given, mode, here=here, tables=tables)
+    # No GPU says what fits; a name or value that no GPU knows is wrong anyhow.
+    space = tunable.space(target or target_named("a100"))
+    for name, value in (given or {}).items():
+        if value not in space.get(name, ()):
+            fault = f"{name}={value!r}" if name in space else f"unknown setting {name!r}"
+            hint = f"one of {space[name]}" if name in space else ", ".join(space)
+            raise ConfigError(fault, where="config=", hint=hint)
+    return None
+
+
 def choose(
     tunable: Tunable,
     target: Target,
@@ -52,13 +81,14 @@ def choose(
     ``given`` may name some settings, the default supplies the others.  With mode ``"now"`` and the
     GPU ``here``, a workload that was not measured yet is measured first, by the tuner, in a process
     of its own.
+
+    With mode ``"predict"`` a database of the user's that cannot be read is left out, with a
+    warning: whoever serves goes on.  The other modes raise StoreError.
     """
-    if mode not in MODES:
-        raise ConfigError(f"mode={mode!r}", hint=" or ".join(map(repr, MODES)))
     default = tunable.default(target)
     merged = None if given is None else {**default, **given}
 
-    def ask() -> Found:
+    def ask(sources: Sequence[Source] | None = None) -> Found:
         return lookup(
             key_for(tunable, target),
             legal=lambda config: tunable.legal(config, target),
@@ -66,15 +96,30 @@ def choose(
             given=merged,
             mode=cast(Mode, mode),
             space_hash=space_hash(tunable.space(target)),
+            sources=sources,
         )
 
-    found = ask()
+    lost: tuple[str, ...] = ()
+    try:
+        found = ask()
+    except StoreError as error:
+        if mode != "predict":
+            raise
+        warnings.warn(
+            f"{error}\nThe configuration comes without that database; "
+            'kdsl.build(..., mode="off") asks none.',
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        lost = (f"database   left out: {error.what}",)
+        found = ask([shipped()])
     if mode == "now" and here and found.rung not in ("given", "exact"):
         measure(tunable, target, tables or {})
         found = ask()
     measured = found.expected_us if found.rung in MEASURED else None
     predicted = found.expected_us if found.rung == "predicted" else None
-    return Choice(found.config or default, found.rung, found.lines, measured, predicted)
+    lines = (*lost, *found.lines)
+    return Choice(found.config or default, found.rung, lines, measured, predicted)
 
 
 def measure(

@@ -15,7 +15,7 @@ import tempfile
 import types
 from pathlib import Path
 
-from kdsl.errors import StoreError
+from kdsl.errors import StoreError, UnsupportedError
 
 
 def cache_folder() -> Path:
@@ -91,7 +91,10 @@ _modules: dict[Path, types.ModuleType] = {}
 
 
 def load(source: str) -> types.ModuleType:
-    """The generated Python text as a module; the same text gives the same module."""
+    """The generated Python text as a module; the same text gives the same module.
+
+    UnsupportedError where a package that it imports is missing.
+    """
     path = store(source)
     module = _modules.get(path)
     if module is None:
@@ -100,6 +103,13 @@ def load(source: str) -> types.ModuleType:
         # Triton asks for the source of its functions: let it see the text that was checked.
         linecache.cache[str(path)] = (len(source), None, source.splitlines(True), str(path))
         sys.modules[module.__name__] = module
-        exec(compile(source, str(path), "exec"), module.__dict__)  # noqa: S102
+        try:
+            exec(compile(source, str(path), "exec"), module.__dict__)  # noqa: S102
+        except ImportError as error:
+            del sys.modules[module.__name__]
+            raise UnsupportedError(
+                f"the generated kernel cannot be imported: {error}",
+                hint='pip install "kdsl-kernels[triton]"',
+            ) from error
         _modules[path] = module
     return module

@@ -12,6 +12,7 @@ functions in a child process, which is why all of them and their results can be 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -27,7 +28,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from kdsl.errors import CompileError, UnsupportedError
+from kdsl.errors import CompileError, StoreError, UnsupportedError
 from kdsl.targets import Target
 
 Argument = str | tuple[str | int, ...]
@@ -86,7 +87,8 @@ def compile_triton(
     in ``constants`` may be left out), ``divisible`` names the pointers, strides and sizes that are
     multiples of 16: without them Triton emits no asynchronous copies and another program comes out.
     ``options`` are Triton's (``num_warps``, ``num_stages``, ``maxnreg``); floating-point fusion is
-    on unless they say otherwise. Raises :class:`~kdsl.errors.CompileError` with Triton's message.
+    on unless they say otherwise. Raises :class:`~kdsl.errors.CompileError` with Triton's message,
+    :class:`~kdsl.errors.StoreError` where disk or memory do not suffice.
     """
     triton = _need("triton")
     GPUTarget = _need("triton.backends.compiler").GPUTarget
@@ -116,6 +118,8 @@ def compile_triton(
         kernel = triton.compile(source, target=gpu, options=chosen)
     except Exception as error:
         message = str(error).strip() or "no message"
+        if isinstance(error, (OSError, MemoryError)) or os.strerror(errno.ENOSPC) in message:
+            raise _no_room(error) from error
         raise CompileError(
             f"Triton refuses {name} for {target.name}: {type(error).__name__}: {message}",
             where=f"constants {dict(constants)}, options {dict(options or {})}",
@@ -171,13 +175,23 @@ def _attributes(
     return {**attrs, **{place: plain[place] for place in plain if place not in attrs}}
 
 
+def _no_room(error: Exception) -> StoreError:
+    """What the machine lacked says nothing about the kernel."""
+    folder = os.environ.get("TRITON_CACHE_DIR") or tempfile.gettempdir()
+    return StoreError(
+        f"the compiler has no room to work: {type(error).__name__}: {str(error).strip()}",
+        where=f"folders such as {folder}",
+        hint="free disk and memory, or TRITON_CACHE_DIR=/another/folder TMPDIR=/another/folder",
+    )
+
+
 def _need(module: str, extra: str = "triton") -> Any:
     try:
         return import_module(module)
     except ImportError as error:
         raise UnsupportedError(
             f"compiling needs {module}, which cannot be imported: {error}",
-            hint=f"pip install 'kdsl-kernels[{extra}]'",
+            hint=f'pip install "kdsl-kernels[{extra}]"',
         ) from error
 
 
@@ -367,12 +381,14 @@ def _tool(name: str, option: str, cubin: bytes) -> str:
             f"{name} is needed to read a compiled kernel and is not here",
             hint="pip install triton (its wheel carries it), or put the CUDA toolkit on PATH",
         )
-    with tempfile.TemporaryDirectory() as folder:
-        binary = Path(folder) / "kernel.cubin"
-        binary.write_bytes(cubin)
-        done = subprocess.run(
-            [found, option, str(binary)], capture_output=True, text=True, check=False
-        )
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            binary = Path(folder) / "kernel.cubin"
+            binary.write_bytes(cubin)
+            command = [found, option, str(binary)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except (OSError, MemoryError) as error:
+        raise _no_room(error) from error
     if done.returncode:
         raise CompileError(f"{name} cannot read the compiled kernel: {done.stderr.strip()}")
     return done.stdout

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kdsl.runtime.attention import AttentionOperator
+    from kdsl.runtime.operator import Operator
+    from kdsl.runtime.permute import PermuteOperator
 
 
 def explain_attention(op: AttentionOperator) -> str:
     """Backend, configuration and its source, mask and cost of an attention operator."""
     spec = op.spec
     shape = f"{spec.heads} heads x {spec.query_grid.tokens} queries x {spec.key_grid.tokens} keys"
-    where = op.target.name if op.target else "no GPU: NumPy reference"
-    lines = [
-        f"attention  {shape} x head_dim {spec.head_dim}, {spec.dtype}",
-        f"backend    {op.backend} ({where}{'' if op.here or not op.target else ', not here'})",
-    ]
-    if op.choice is not None:
-        settings = ", ".join(f"{k}={v}" for k, v in op.choice.params.items())
-        lines.append(f"config     {settings}")
-        lines += [f"           {line}" for line in op.choice.lines]
+    lines = [f"attention  {shape} x head_dim {spec.head_dim}, {spec.dtype}", *_chosen(op)]
     for part, choice in op.backward_choices.items():
         settings = ", ".join(f"{k}={v}" for k, v in choice.params.items())
         name = {"keys": "dK, dV", "queries": "dQ"}[part]
@@ -39,6 +34,34 @@ def explain_attention(op: AttentionOperator) -> str:
         lines.append(f"mask       known at the call (tables: {names}); op.bind(...) to see more")
     cost = op.cost()
     lines.append(f"work       {cost['flop'] / 1e12:.3f} TFLOP kept, {cost['bytes'] / 1e6:.1f} MB")
+    return "\n".join([*lines, *_times(op, cost)])
+
+
+def explain_permute(op: PermuteOperator) -> str:
+    """Backend, configuration and its source, and cost of a permute operator."""
+    spec, cost = op.spec, op.cost()
+    shape = f"{spec.heads} heads x {spec.grid.tokens} tokens x head_dim {spec.head_dim}"
+    lines = [
+        f"permute    {shape}, {spec.dtype}{f' to {spec.layout.code}' if spec.layout else ''}",
+        f"order      {spec.order!r}",
+        *_chosen(op),
+        f"work       {cost['bytes'] / 1e6:.1f} MB",
+    ]
+    return "\n".join([*lines, *_times(op, cost)])
+
+
+def _chosen(op: Operator) -> list[str]:
+    where = op.target.name if op.target else "no GPU: NumPy reference"
+    lines = [f"backend    {op.backend} ({where}{'' if op.here or not op.target else ', not here'})"]
+    if op.choice is not None:
+        settings = ", ".join(f"{k}={v}" for k, v in op.choice.params.items())
+        lines.append(f"config     {settings}")
+        lines += [f"           {line}" for line in op.choice.lines]
+    return lines
+
+
+def _times(op: AttentionOperator | PermuteOperator, cost: Mapping[str, float]) -> list[str]:
+    lines = []
     if "predicted_us" in cost:
         known = op.choice.predicted_us if op.choice is not None else None
         lines.append(
@@ -46,4 +69,4 @@ def explain_attention(op: AttentionOperator) -> str:
         )
     if "measured_us" in cost:
         lines.append(f"measured   {cost['measured_us']:.1f} us")
-    return "\n".join(lines)
+    return lines

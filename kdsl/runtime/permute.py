@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from kdsl.errors import InputError, UnsupportedError
+from kdsl.draw import show_order
+from kdsl.errors import InputError
 from kdsl.kernels.permute import config as settings
 from kdsl.kernels.permute import generate
 from kdsl.kernels.permute.tunable import PermuteTunable, traffic
 from kdsl.reference.permute import permute as reference_permute
-from kdsl.runtime.arrays import like, say_once
+from kdsl.runtime.arrays import like, say_once, uploaded
 from kdsl.runtime.calibration import CostModel
-from kdsl.runtime.checks import check_finite
-from kdsl.runtime.choice import Choice, choose
-from kdsl.runtime.operator import Operator, Tables, array_tables
+from kdsl.runtime.checks import check_finite, check_permuted
+from kdsl.runtime.choice import Choice, settle
+from kdsl.runtime.operator import Operator, Tables, array_tables, named, require_values
 from kdsl.runtime.predict import Prediction
 from kdsl.specs import Permute
 from kdsl.targets import Target
@@ -40,34 +41,46 @@ class PermuteOperator(Operator):
         fixed: Tables | None = None,
     ) -> None:
         self.spec, self.target, self.backend, self.here = spec, target, backend, here
-        self.fixed, self.given, self.mode = dict(fixed or {}), config, mode
-        self.choice: Choice | None = None
-        if target is not None and backend != "reference":
-            values = array_tables(self.fixed)
-            tunable = PermuteTunable(spec, values)
-            self.choice = choose(tunable, target, config, mode, here=here, tables=values)
+        self.given, self.mode = config, mode
+        self.fixed = array_tables(spec, fixed)
+        for table in spec.open_tables:
+            if table.name in self.fixed:
+                self.fixed[table.name] = table.checked(self.fixed[table.name])
+        self.tunable = PermuteTunable(spec, self.fixed)
+        self.choice: Choice | None = settle(
+            self.tunable, target, backend, config, mode, here=here, tables=self.fixed
+        )
 
     def __call__(self, *tensors: Any, tables: Tables | None = None, check: bool = False) -> Any:
-        """The stored sequence of ``x``, or with a layout (codes, float32 scales)."""
-        (x,) = self._one(tensors)
+        """The stored sequence of ``x``, or with a layout (codes, float32 scales).
+
+        ``check`` also sees that orders known only at the call are bijections.
+        """
+        x = check_permuted(self.spec, tensors)
+        values = {**self.fixed, **named(self.spec, tables)}
+        require_values(self.spec, values)
         if check:
             check_finite({"x": x})
-        values = {**self.fixed, **(tables or {})}
+            self.spec.order.index(array_tables(self.spec, values))
         if self.backend == "reference":
-            if self.target is None:
-                say_once()
-            out = reference_permute(self.spec, x, array_tables(values))
-            if self.spec.layout is None:
-                return like(np.asarray(out), x)
-            codes, scales = out
-            return like(codes, x, np.int8), like(scales, x, np.float32)
-        if not self.here:
-            assert self.target is not None
-            raise UnsupportedError(
-                f"this operator was built for {self.target.name}, which is not here",
-                hint="op.source, op.explain(), op.cost(); or kdsl.build(spec) for this machine",
-            )
-        return self._runner(x, values)
+            return self._by_reference(x, values)
+        self.require_here()
+        if not isinstance(x, np.ndarray):
+            return self._runner(x, values)
+        out = self._runner(uploaded(x, self.spec.dtype, "cuda"), values)
+        return self._like(out if self.spec.layout else (out,), x)
+
+    def _by_reference(self, x: Any, values: Tables) -> Any:
+        if self.target is None:
+            say_once()
+        out = reference_permute(self.spec, x, array_tables(self.spec, values))
+        return self._like(out if self.spec.layout else (out,), x)
+
+    def _like(self, results: Any, x: Any) -> Any:
+        if self.spec.layout is None:
+            return like(results[0], x)
+        codes, scales = results
+        return like(codes, x, np.int8), like(scales, x, np.float32)
 
     @cached_property
     def _runner(self) -> Any:
@@ -78,13 +91,10 @@ class PermuteOperator(Operator):
 
     def reference(self, *tensors: Any, tables: Tables | None = None) -> Any:
         """The same in NumPy, bit for bit."""
-        (x,) = self._one(tensors)
-        return reference_permute(self.spec, x, array_tables({**self.fixed, **(tables or {})}))
-
-    def _one(self, tensors: tuple[Any, ...]) -> tuple[Any]:
-        if len(tensors) != 1 or not hasattr(tensors[0], "shape"):
-            raise InputError(f"permute takes one tensor, got {len(tensors)}", hint="op(x)")
-        return (tensors[0],)
+        x = check_permuted(self.spec, tensors, any_dtype=True)
+        values = {**self.fixed, **array_tables(self.spec, tables)}
+        require_values(self.spec, values)
+        return reference_permute(self.spec, x, values)
 
     @property
     def source(self) -> str:
@@ -96,10 +106,10 @@ class PermuteOperator(Operator):
         """Bytes of a call with one batch item, and for a named GPU the predicted and measured time
         in microseconds."""
         out = {"flop": 0.0, "bytes": float(traffic(self.spec).total)}
-        if self.target is not None:
-            known = self.choice.predicted_us if self.choice is not None else None
-            out["predicted_us"] = known or self.predicted.us
-            if self.choice is not None and self.choice.measured_us is not None:
+        if self.choice is not None and self.target is not None:
+            out["bytes"] = self.tunable.work(self.choice.params, self.target).bytes
+            out["predicted_us"] = self.choice.predicted_us or self.predicted.us
+            if self.choice.measured_us is not None:
                 out["measured_us"] = self.choice.measured_us
         return out
 
@@ -107,39 +117,24 @@ class PermuteOperator(Operator):
     def predicted(self) -> Prediction:
         """The time of the configuration by the cost model, without asking a compiler."""
         target = self.target or target_named("a100")
-        tunable = PermuteTunable(self.spec)
-        return CostModel.of(tunable, target)(self.config or tunable.default(target))
+        params = self.config or self.tunable.default(target)
+        return CostModel.of(self.tunable, target)(params)
 
     def explain(self) -> str:
-        """Backend, configuration and cost."""
-        spec, cost = self.spec, self.cost()
-        where = self.target.name if self.target else "no GPU: NumPy reference"
-        where += ", not here" if self.target and not self.here else ""
-        shape = f"{spec.heads} heads x {spec.grid.tokens} tokens x head_dim {spec.head_dim}"
-        lines = [
-            f"permute    {shape}, {spec.dtype}{f' to {spec.layout.code}' if spec.layout else ''}",
-            f"order      {spec.order!r}",
-            f"backend    {self.backend} ({where})",
-        ]
-        if self.choice is not None:
-            chosen = ", ".join(f"{k}={v}" for k, v in self.choice.params.items())
-            lines += [f"config     {chosen}", *(f"           {x}" for x in self.choice.lines)]
-        lines.append(f"work       {cost['bytes'] / 1e6:.1f} MB")
-        if "predicted_us" in cost:
-            known = self.choice is not None and self.choice.predicted_us
-            lines.append(f"predicted  {f'{known:.0f} us' if known else self.predicted}")
-        if "measured_us" in cost:
-            lines.append(f"measured   {cost['measured_us']:.1f} us")
-        return "\n".join(lines)
+        """Backend, configuration and its source, and cost, line by line."""
+        from kdsl.runtime.explain import explain_permute
+
+        return explain_permute(self)
+
+    def show(self, head: int = 0, **options: Any) -> str:
+        """Where the tokens of one head go: stored positions on the grid, frame by frame."""
+        if not 0 <= head < self.spec.heads:
+            raise InputError(f"head={head}", hint=f"0 to {self.spec.heads - 1}")
+        return show_order(self.spec.order, head=head, tables=self.fixed, **options)
 
     def bind(self, tables: Tables) -> PermuteOperator:
         """The operator with values for its open tables."""
+        values = {**self.fixed, **array_tables(self.spec, tables)}
         return PermuteOperator(
-            self.spec,
-            self.target,
-            self.backend,
-            self.given,
-            self.mode,
-            self.here,
-            {**self.fixed, **tables},
+            self.spec, self.target, self.backend, self.given, self.mode, self.here, values
         )

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from kdsl.blocks import Blocks
-from kdsl.errors import InputError, SpecError
+from kdsl.errors import InputError, SpecError, reading
 from kdsl.expr import serial
 from kdsl.expr.bounds import Bounds, check_int32, check_tables
 from kdsl.expr.tables import Table, distinct, tables_of
-from kdsl.grid import Grid, as_grid
+from kdsl.grid import Grid, as_grid, count
 from kdsl.intervals import classify
 from kdsl.intervals.classify import token_bounds
 from kdsl.layouts import Layout
@@ -23,7 +24,7 @@ from kdsl.masks.base import as_mask
 from kdsl.orders import Order, PerHead, identity, per_head
 from kdsl.orders import from_json as order_from_json
 from kdsl.orders import to_json as order_to_json
-from kdsl.specs.common import DTYPES, digest, optional, positive
+from kdsl.specs.common import DTYPES, check_length, digest, optional, positive, whole
 
 HEAD_DIMS = (64, 80, 96, 128, 256)
 """Head dimensions that some kernel here carries."""
@@ -84,9 +85,10 @@ class Attention:
         _ = self.tables
 
     def _check_numbers(self) -> None:
-        positive(self.heads, "heads")
-        positive(self.kv_heads, "kv_heads")
-        positive(self.head_dim, "head_dim")
+        for name in ("heads", "kv_heads", "head_dim"):
+            object.__setattr__(self, name, positive(getattr(self, name), name))
+        check_length(self.query_grid.tokens, "queries")
+        check_length(self.key_grid.tokens, "keys")
         if self.heads % self.group_heads:
             divisors = [n for n in range(1, self.heads + 1) if self.heads % n == 0]
             raise SpecError(
@@ -102,17 +104,17 @@ class Attention:
             raise SpecError(f"dtype={self.dtype!r}", hint=" or ".join(map(repr, DTYPES)))
         if self.layout is not None:
             raise SpecError(f"attention has no kernel for {self.layout!r} yet", hint="layout=None")
-        if self.scale is not None and not 0 < self.scale < float("inf"):
-            raise SpecError(f"scale={self.scale!r}", hint="a positive number, or None")
-        if (
-            not isinstance(self.block, Sequence)
-            or len(self.block) != 2
-            or not all(type(n) is int and n in (16, 32, 64, 128, 256) for n in self.block)
-        ):
+        if self.scale is not None:
+            known = isinstance(self.scale, (int, float, np.number)) and self.scale is not True
+            if not known or not 0 < self.scale < float("inf"):
+                raise SpecError(f"scale={self.scale!r}", hint="a positive number, or None")
+            object.__setattr__(self, "scale", float(self.scale))
+        sizes = tuple(map(count, self.block)) if isinstance(self.block, Sequence) else ()
+        if len(sizes) != 2 or not all(n in (16, 32, 64, 128, 256) for n in sizes):
             raise SpecError(
                 f"block={self.block!r}", hint="block=(128, 128), sizes of 16, 32, 64, 128 or 256"
             )
-        object.__setattr__(self, "block", tuple(self.block))
+        object.__setattr__(self, "block", sizes)
 
     def _check_orders(self) -> None:
         for what in ("order", "key_order"):
@@ -284,8 +286,10 @@ class Attention:
         }
 
     @staticmethod
+    @reading("attention spec")
     def from_json(value: Mapping[str, Any]) -> Attention:
         """The spec written by `to_json`; tables kept by digest need their values at the call."""
+        whole(value, {"op", *(f.name for f in fields(Attention))} - {"tokens"}, "attention spec")
         grid, order = optional(Grid.from_json), optional(order_from_json)
         held = value["mask"]
         variants = tuple(serial.from_json(e) for e in held["variants"])

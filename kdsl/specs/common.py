@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from kdsl.errors import SpecError
+from kdsl.grid import count
 
 T = TypeVar("T")
 
@@ -27,10 +28,31 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:32]
 
 
-def positive(value: Any, name: str) -> None:
-    """SpecError unless a value is an int of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise SpecError(f"{name}={value!r}", hint=f"{name} of at least 1")
+MOST_TOKENS = 2**30
+"""Kernels count tokens in 32 bits, with room for a tile beyond the end."""
+
+
+def positive(value: object, name: str) -> int:
+    """A count as a Python int; SpecError unless it is an integer of at least 1."""
+    counted = count(value)
+    if counted is None:
+        kind = "" if isinstance(value, int) else "a Python int: "
+        raise SpecError(f"{name}={value!r}", hint=f"{kind}{name} of at least 1")
+    return counted
+
+
+def check_length(tokens: int, what: str) -> None:
+    """SpecError for a sequence that no kernel can count."""
+    if tokens > MOST_TOKENS:
+        raise SpecError(f"{what}: {tokens} tokens", hint=f"at most {MOST_TOKENS} (2**30)")
+
+
+def whole(value: Mapping[str, Any], names: Collection[str], what: str) -> None:
+    """SpecError where a JSON object has other fields than these."""
+    extra, missing = sorted(set(value) - set(names)), sorted(set(names) - set(value))
+    if extra or missing:
+        fault = f"unknown field {extra[0]!r}" if extra else f"no field {missing[0]!r}"
+        raise SpecError(f"malformed {what}: {fault}", hint=", ".join(sorted(names)))
 
 
 def optional(read: Callable[[Any], T]) -> Callable[[Any], T | None]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
-from kdsl.errors import SpecError
+from kdsl.errors import SpecError, reading
 from kdsl.expr.tables import Table, tables_of
 from kdsl.grid import Grid, as_grid
 from kdsl.layouts import Layout
 from kdsl.orders import Order, PerHead, per_head
 from kdsl.orders import from_json as order_from_json
 from kdsl.orders import to_json as order_to_json
-from kdsl.specs.common import DTYPES, digest, optional, positive
+from kdsl.specs.common import DTYPES, check_length, digest, optional, positive, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,9 @@ class Permute:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokens", as_grid(self.tokens))
-        positive(self.heads, "heads")
-        positive(self.head_dim, "head_dim")
+        for name in ("heads", "head_dim"):
+            object.__setattr__(self, name, positive(getattr(self, name), name))
+        check_length(self.grid.tokens, "tokens")
         if self.dtype not in DTYPES:
             raise SpecError(f"dtype={self.dtype!r}", hint=" or ".join(map(repr, DTYPES)))
         if isinstance(self.order, Sequence) and not isinstance(self.order, str):
@@ -65,6 +66,11 @@ class Permute:
         """Every table of the orders, in the order kernels take them."""
         return tables_of([o.expr for o in self.order.parts])
 
+    @property
+    def open_tables(self) -> tuple[Table, ...]:
+        """Tables whose values come with the call."""
+        return tuple(t for t in self.tables if t.values is None)
+
     def to_json(self) -> dict[str, Any]:
         """The canonical form."""
         return {
@@ -78,8 +84,10 @@ class Permute:
         }
 
     @staticmethod
+    @reading("permute spec")
     def from_json(value: Mapping[str, Any]) -> Permute:
         """The spec written by `to_json`."""
+        whole(value, {"op", *(f.name for f in fields(Permute))}, "permute spec")
         return Permute(
             tokens=Grid.from_json(value["tokens"]),
             heads=value["heads"],

@@ -22,8 +22,6 @@ ARCHITECTURES = ((8, 0), (8, 6), (8, 9), (9, 0), (10, 0))
 """Compute capabilities the kernels are written and compiled for."""
 
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-MAX_TOKENS = 2**30
-"""Positions are 32-bit integers on the device, with room for a tile beyond the end."""
 HELD_REGISTERS = 64
 """Registers of a thread that may hold rows; more would spill."""
 OTHER_REGISTERS = 56

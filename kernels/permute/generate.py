@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from kdsl.errors import UnsupportedError
 from kdsl.expr import cuda_source
 from kdsl.expr.nodes import Expr
 from kdsl.expr.tables import Table
-from kdsl.kernels.permute.config import MAX_TOKENS, Config, Sizes, method
+from kdsl.kernels.permute.config import Config, Sizes, method
 from kdsl.specs import Permute
 
 FOLDER = Path(__file__).parent
@@ -81,8 +80,6 @@ def constants(spec: Permute, config: Config) -> str:
 def index_leaf(spec: Permute) -> str:
     """The function ``index(s, head, tables...)``: the original token at a stored position."""
     tokens = spec.grid.tokens
-    if tokens > MAX_TOKENS:
-        raise UnsupportedError(f"{tokens} tokens", hint=f"at most {MAX_TOKENS}")
     held = tuple(_numbered(t, i) for i, t in enumerate(spec.tables))
     names = dict(zip((t.name for t in spec.tables), held, strict=True))
     exprs = [o.expr.rebuild(lambda node: _renamed(node, names)) for o in spec.order.parts]

@@ -1,4 +1,4 @@
-"""Databases of every kind, for tests that must hold on all of them, and synthetic recordings."""
+"""Databases of every kind, synthetic recordings, and the command line on a made-up machine."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from kdsl.autotune.cli import main
 from kdsl.autotune.recordings import Held, Recording, recordings
 from kdsl.autotune.store import Store
 from kdsl.runtime.records import Place
 from tests import postgres
 from tests.autotune import synthetic
+from tests.autotune.made_up import FakeHardware
+
+Call = Callable[..., tuple[int, str, str]]
 
 SMALL: tuple[tuple[str, float | None], ...] = (
     ("clip", None),
@@ -73,3 +77,20 @@ def held() -> Held:
 def found(held: Held) -> list[Recording]:
     """Their recordings, by name."""
     return recordings(held)[0]
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Call:
+    """Calls ``main`` on a made-up machine with a database of its own: code, output, errors."""
+    monkeypatch.setenv("KDSL_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("KDSL_DB", str(tmp_path / "tuning.db"))
+
+    def run(*words: object, hardware: FakeHardware | None = None) -> tuple[int, str, str]:
+        made = hardware or FakeHardware()
+        capsys.readouterr()
+        code = main([str(w) for w in words], hardware=lambda: made)
+        return code, *capsys.readouterr()
+
+    return run

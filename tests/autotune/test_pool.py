@@ -16,7 +16,8 @@ from kdsl.autotune.children import Child
 from kdsl.autotune.compiling import Built, CompilePool
 from kdsl.autotune.compiling.limits import Limit
 from kdsl.autotune.compiling.pool import identity
-from kdsl.errors import UnsupportedError
+from kdsl.autotune.compiling.worker import build
+from kdsl.errors import StoreError, UnsupportedError
 from kdsl.runtime.aot import compile_for
 from kdsl.work import AheadOfTime
 from tests.autotune.made_up import small_job
@@ -24,6 +25,7 @@ from tests.autotune.made_up import small_job
 WORKERS = """
 import os, signal, time
 from kdsl.autotune.compiling import Built
+from kdsl.errors import StoreError
 
 def compiler(link):
     link.send("")
@@ -33,6 +35,9 @@ def compiler(link):
             time.sleep(3600)
         if what.entry == "slow":
             time.sleep(0.6)
+        if what.entry == "full":
+            link.send(StoreError("no room", where="/tmp", hint="free some"))
+            continue
         if what.entry == "die":
             os.kill(os.getpid(), signal.SIGABRT)
         link.send(Built("ok", registers=len(what.entry), binary_hash=str(os.getpid())))
@@ -201,3 +206,30 @@ def test_equal_kernels_are_compiled_once(pool: Callable[..., CompilePool]) -> No
     assert time.monotonic() - started < 0.5
     assert identity(what("slow"), A100) != identity(what("quick"), A100)
     assert identity(what("slow"), A100) != identity(what("slow"), targets.get("h100"))
+
+
+def test_what_the_machine_lacks_is_raised(pool: Callable[..., CompilePool]) -> None:
+    """A full disk in a compiling process is an error here, in its own words, and no result."""
+    one = pool(1)
+    one.submit("a", what("full"), A100)
+    with pytest.raises(StoreError, match="no room") as caught:
+        one.result("a")
+    assert (caught.value.where, caught.value.hint) == ("/tmp", "free some")
+
+
+def test_the_worker_knows_whose_fault_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache folder that is a file is the machine's fault; broken source is the kernel's."""
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("KDSL_CACHE_DIR", str(blocked / "cache"))
+    job = small_job()
+    described = job.tunable.ahead_of_time(job.tunable.default(A100), A100)
+    found = build(described, A100)
+    assert isinstance(found, StoreError)
+    assert "KDSL_CACHE_DIR" in found.hint
+    nvrtc = AheadOfTime("nonsense", "f", {}, {}, (), {"nvrtc": ()})
+    broken = build(nvrtc, A100)
+    assert isinstance(broken, Built)
+    assert broken.status == "compile_error"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdsl import masks
 from kdsl.blocks import Blocks, from_maps, stack_heads, unpack
-from kdsl.errors import InputError
+from kdsl.errors import InputError, SpecError
+from kdsl.intervals import classify
+from kdsl.specs import Attention
 from tests.strategies import token_counts
 
 
@@ -129,3 +134,55 @@ def test_errors() -> None:
     other = from_maps(ones, None, (32, 16), 64, 32)
     with pytest.raises(InputError, match="the heads' rows differ"):
         stack_heads([rows, other])
+
+
+def test_equal_rows_share_their_entries() -> None:
+    """A dense mask over a million tokens lists one row, and is read and counted in two seconds."""
+    started = time.process_time()
+    rows = classify(masks.everything(), 2**20)
+    found = rows.statistics()
+    assert time.process_time() - started < 2
+    assert len(rows.index) == rows.columns == 8192
+    assert found == {
+        "density": 1.0,
+        "partial_share": 0.0,
+        "row_spread": 1.0,
+        "row_max": 1.0,
+        "run_length": 8192.0,
+    }
+
+
+@given(data=st.data())
+def test_sharing_changes_no_row(data: st.DataObject) -> None:
+    """Rows that repeat, in part or whole, read as the maps they came from; so do their runs."""
+    shape = (data.draw(st.integers(1, 30)), data.draw(st.integers(1, 30)))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    some = rng.random((3, shape[1])) < data.draw(st.sampled_from([0.0, 0.3, 0.9, 1.0]))
+    kept = some[rng.integers(0, 3, shape[0])]
+    mask = masks.blocks("plan", block=(16, 16), shared=True)
+    tokens = [16 * n for n in shape]
+    spec = Attention(
+        queries=tokens[0], keys=tokens[1], heads=1, head_dim=64, mask=mask, block=(16, 16)
+    )
+    rows = spec.rows({"plan": kept[None].astype(np.uint8)})
+    np.testing.assert_array_equal(rows.kept()[0, 0], kept)
+    assert len(rows.index) <= 3 * shape[1]
+    runs = int((np.diff(kept.astype(int), axis=1, prepend=0) == 1).sum())
+    wanted = kept.sum() / runs if runs else 0.0
+    assert rows.statistics()["run_length"] == pytest.approx(wanted)
+
+
+@given(data=st.data())
+def test_runs_cross_from_full_to_partial(data: st.DataObject) -> None:
+    """Neighbours count as neighbours whichever of the two lists they stand in."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 999)))
+    kinds = rng.choice(3, (2, 3, 4, 11), p=[0.4, 0.3, 0.3])
+    rows = from_maps(kinds == 1, kinds == 2, (16, 16), 64, 176)
+    runs = int((np.diff((kinds > 0).astype(int), axis=3, prepend=0) == 1).sum())
+    assert rows.statistics()["run_length"] == pytest.approx((kinds > 0).sum() / runs)
+
+
+def test_too_many_kept_blocks_are_an_error_at_once() -> None:
+    """Rows that no 32-bit index counts are refused before memory is asked for."""
+    with pytest.raises(SpecError, match=r"\d{10} kept blocks\n  try larger blocks"):
+        classify(masks.causal(), 10**7)

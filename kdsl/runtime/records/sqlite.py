@@ -95,6 +95,10 @@ class SqliteLink:
 
     def __init__(self, path: Path, *, write: bool) -> None:
         self.path = path
+        if path.is_dir():
+            raise StoreError(
+                f"the tuning database {path} is a folder", hint=f"KDSL_DB={path / 'tuning.db'}"
+            )
         refuse_network(path)
         if write:
             try:

@@ -199,12 +199,12 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "twice": (
         lambda: orders.table([0, 3, 1, 3, 2]),
-        "order 't_87523b64d9' is no bijection: token 3 stands at positions 1 and 3\n"
+        "the listed order is no bijection: token 3 stands at positions 1 and 3\n"
         "  try every token from 0 to 4 once",
     ),
     "outside": (
         lambda: orders.table([0, 1, 5]),
-        "order 't_aed12850ed' is no bijection: position 2 holds token 5\n"
+        "the listed order is no bijection: position 2 holds token 5\n"
         "  try every token from 0 to 2 once",
     ),
     "length": (

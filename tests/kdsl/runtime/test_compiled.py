@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kdsl import targets
-from kdsl.errors import CompileError
+from kdsl.errors import CompileError, StoreError
 from kdsl.runtime import compiled
 from kdsl.runtime.compiled import Compiled, compile_cuda, compile_triton
 
@@ -160,6 +160,35 @@ def test_triton_errors_carry_the_message() -> None:
         _product(h100, divisible=["q"])
     with pytest.raises(CompileError, match="no Triton kernel"):
         compile_triton(len, h100, {}, {})
+
+
+def test_a_machine_without_room_is_no_compile_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the compiler cannot write, the kernel is not at fault: the error names the folder.
+
+    So it is for a full disk that only a tool's log speaks of, and where memory ends.
+    """
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(blocked))
+    h100 = targets.get("h100")
+    options = {"num_warps": 8}  # not compiled elsewhere in this process
+    with pytest.raises(StoreError, match="no room to work") as caught:
+        _product(h100, options=options)
+    assert str(blocked) in caught.value.where
+    assert "TRITON_CACHE_DIR" in caught.value.hint
+    for error in (MemoryError("4 GiB"), RuntimeError("ptxas: No space left on device")):
+
+        def fails(*given: Any, error: Exception = error, **options: Any) -> Any:
+            raise error
+
+        monkeypatch.setattr("triton.compile", fails)
+        with pytest.raises(StoreError, match=str(error)):
+            _product(h100)
+    monkeypatch.setattr("triton.compile", lambda *given, **options: 1 / 0)
+    with pytest.raises(CompileError, match="ZeroDivisionError"):
+        _product(h100)
 
 
 SPILLING = """

@@ -364,7 +364,8 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "fields": (
         lambda: specs.from_json({"op": "permute", "tokens": {"length": 4}}),
-        "malformed spec: KeyError: 'heads'",
+        "malformed permute spec: no field 'dtype'\n"
+        "  try dtype, head_dim, heads, layout, op, order, tokens",
     ),
 }
 
