@@ -4,36 +4,44 @@ from __future__ import annotations
 
 import itertools
 import platform
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 
-from kdsl.errors import KdslError
-from kdsl.kernels.attention.backward.tunable import PARTS, BackwardTunable
-from kdsl.kernels.attention.tunable import AttentionTunable
-from kdsl.reference.attention_backward import attention_backward
+from kdsl.errors import CompileError, ConfigError, KdslError, StoreError, UnsupportedError
+from kdsl.grid import Grid
+from kdsl.layouts import int8
+from kdsl.orders import axes
+from kdsl.runtime import codecache
 from kdsl.runtime.aot import compile_for
+from kdsl.runtime.attention import AttentionOperator, interpreting
 from kdsl.runtime.builder import build, device_target
-from kdsl.runtime.codecache import cache_folder
-from kdsl.runtime.tunable import Tunable
-from kdsl.specs import DTYPES, HEAD_DIMS, Attention
+from kdsl.runtime.choice import Choice
+from kdsl.runtime.operator import Operator
+from kdsl.runtime.records import default_place, default_sources
+from kdsl.runtime.tunables import tunable_for
+from kdsl.specs import DTYPES, HEAD_DIMS, Attention, Permute, Spec
 from kdsl.targets import Target
 
-RUNS, COMPILES, NO = "runs", "compiles", "no"
-TOKENS = 200
-"""Length of the trial call: ragged against every block."""
+MEASURED, COMPILED, NO, FAILS = "measured", "compiled only", "not supported", "fails"
+"""Ran here and is as near to the truth as it must be; compiles for a GPU that is not here; has no
+kernel or none that compiles; ran here and is wrong, or did not end."""
+GRID = Grid(height=10, width=20)
+"""Tokens of a trial: ragged against every block."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One operation, tried."""
+    """One operation, tried.  ``dtype`` and ``head_dim`` may be ``"all"``."""
 
     operation: str
     direction: str
     dtype: str
-    head_dim: int
+    head_dim: str
     status: str
     note: str
 
@@ -51,106 +59,162 @@ def environment() -> dict[str, str]:
         out[name] = found
     present = device_target()
     out["GPU"] = present.name if present else "none: calls run the NumPy reference"
-    out["cache"] = str(cache_folder())
+    out["cache"] = str(codecache.cache_folder())
+    out["database"] = str(default_place())
     return out
 
 
 def examine(target: Target | None, say: Callable[[str], None]) -> Iterator[Finding]:
-    """Every operation x dtype x head_dim: run on a GPU that is here, else compiled for it."""
+    """Every operation x dtype x head_dim: run on a GPU that is here, else compiled for it.
+
+    Without a GPU here, the reference is tried once for each operation.  StoreError where the
+    machine has no room to compile.
+    """
     present = device_target()
     here = present is not None and (target is None or target.name == present.name)
     target = target or present
-    for dtype, head_dim in itertools.product(DTYPES, HEAD_DIMS):
-        say(f"attention forward {dtype} head_dim {head_dim}")
-        spec = Attention(tokens=TOKENS, heads=2, head_dim=head_dim, dtype=dtype)
-        yield _attention(spec, target, here)
-    for dtype, head_dim in itertools.product(DTYPES, HEAD_DIMS):
-        say(f"attention backward {dtype} head_dim {head_dim}")
-        spec = Attention(tokens=TOKENS, heads=2, head_dim=head_dim, dtype=dtype)
-        yield _backward(spec, target, here)
-
-
-def _attention(spec: Attention, target: Target | None, here: bool) -> Finding:
-    name = ("attention", "forward", spec.dtype, spec.head_dim)
+    if present is None:
+        yield from _references(say)
     if target is None:
-        error = _reference_error(spec)
-        return Finding(*name, RUNS, f"NumPy reference, rows of weights sum to 1 within {error:.0e}")
+        return
+    rows = measured_rows(target)
+    for operation, direction, op, spec in subjects():
+        say(f"{operation} {direction} {spec.dtype} head_dim {spec.head_dim}")
+        status, note = _tried(spec, op, target, here)
+        if known := rows[op, spec.dtype, spec.head_dim]:
+            note += f"; {known} measured rows of {target.name} in the database"
+        yield Finding(operation, direction, spec.dtype, str(spec.head_dim), status, note)
+
+
+def subjects() -> Iterator[tuple[str, str, str, Spec]]:
+    """What is tried: name, direction, operation, spec."""
+    order = axes(GRID, "WH")
+    parts = {
+        "attention": ("attention", "forward"),
+        "attention_backward_keys": ("attention, dK and dV", "backward"),
+        "attention_backward_queries": ("attention, dQ", "backward"),
+    }
+    for op, (name, direction) in parts.items():
+        for dtype, head_dim in itertools.product(DTYPES, HEAD_DIMS):
+            spec = Attention(tokens=GRID, heads=2, head_dim=head_dim, dtype=dtype)
+            yield name, direction, op, spec
+    for layout, dtype, head_dim in itertools.product((None, int8()), DTYPES, HEAD_DIMS):
+        yield (
+            f"permute{f' to {layout.code}' if layout else ''}",
+            "forward",
+            "permute",
+            Permute(
+                tokens=GRID, heads=2, head_dim=head_dim, dtype=dtype, order=order, layout=layout
+            ),
+        )
+
+
+def measured_rows(target: Target) -> Counter[tuple[str, str, int]]:
+    """Measured rows of a GPU by operation, dtype and head_dim; none where there is no database."""
+    out: Counter[tuple[str, str, int]] = Counter()
     try:
-        if here:
-            return Finding(*name, RUNS, f"checked just now, error {_kernel_error(spec):.1e}")
-        note = _compiled(AttentionTunable(spec), target)
-    except KdslError as error:
-        return Finding(*name, NO, error.what.splitlines()[0])
-    return Finding(*name, COMPILES, note)
+        ops = {op for _, _, op, _ in subjects()}
+        with default_sources() as sources:
+            for source, op in itertools.product(sources, ops):
+                for workload in source.workloads(op):
+                    found = [
+                        t
+                        for t in source.trials(workload.id)
+                        if (t.device.name, t.measurement.kind, t.measurement.status)
+                        == (target.name, "measured", "ok")
+                    ]
+                    of = (op, workload.dtypes.get("tensors", ""), workload.dims.get("head_dim", 0))
+                    out[of] += len(found)
+    except StoreError:
+        # Who tunes hears of it; here it only means that there is nothing to count.
+        return Counter()
+    return out
 
 
-def _backward(spec: Attention, target: Target | None, here: bool) -> Finding:
-    name = ("attention", "backward", spec.dtype, spec.head_dim)
-    if target is None:
-        error = _reference_gradient_error(spec)
-        return Finding(*name, RUNS, f"NumPy reference, weights of dV sum to 1 within {error:.0e}")
+def _tried(spec: Spec, op: str, target: Target, here: bool) -> tuple[str, str]:
+    """(status, note) of one operation of a spec."""
     try:
-        if here:
-            return Finding(*name, RUNS, f"checked just now, error {_gradient_error(spec):.1e}")
-        forward = AttentionTunable(spec)
-        notes = {p: _compiled(BackwardTunable(forward, p), target) for p in PARTS}
-    except KdslError as error:
-        return Finding(*name, NO, error.what.splitlines()[0])
-    return Finding(*name, COMPILES, f"dK, dV: {notes['keys']}; dQ: {notes['queries']}")
+        return run(spec, target, op) if here else _compiled(spec, op, target)
+    except StoreError:
+        raise
+    except (CompileError, ConfigError, UnsupportedError) as error:
+        hint = f": {error.hint}" if error.hint else ""
+        return NO, f"{error.what.splitlines()[0]}{hint}"
+    except (KdslError, RuntimeError, ImportError, ValueError) as error:
+        # What CUDA, torch and Triton raise at a launch are RuntimeErrors.
+        return FAILS, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
 
 
-def _compiled(tunable: Tunable, target: Target) -> str:
-    """What the compiler made of the default configuration."""
+def _compiled(spec: Spec, op: str, target: Target) -> tuple[str, str]:
+    tunable = tunable_for(spec, op=op)
     compiled = compile_for(tunable, tunable.default(target), target)
     note = f"{compiled.registers} registers, {compiled.shared_bytes // 1024} KiB shared"
-    return note + (f", {compiled.spill_bytes} bytes spilled" if compiled.spill_bytes else "")
+    if compiled.spill_bytes:
+        note += f", {compiled.spill_bytes} bytes spilled"
+    return COMPILED, note
 
 
-def _reference_error(spec: Attention) -> float:
-    """Attention over values of one gives one: how far the reference is off."""
-    rng = np.random.default_rng(0)
-    shape = (1, spec.heads, TOKENS, spec.head_dim)
-    q, k = (rng.standard_normal(shape).astype(np.float32) for _ in range(2))
-    dtype = "float16" if spec.dtype == "float16" else "float32"
-    op = build(spec, backend="reference")
-    out = op.reference(q.astype(dtype), k.astype(dtype), np.ones(shape, dtype))
-    return float(np.abs(out - 1).max())
+def run(spec: Spec, target: Target, op: str = "") -> tuple[str, str]:
+    """Run what `build` would run, on each kind of input, and hold it against the truth.
 
-
-def _reference_gradient_error(spec: Attention) -> float:
-    """A query's weights sum to one, so dV sums to the output's gradient: how far it is off."""
-    rng = np.random.default_rng(0)
-    shape = (1, spec.heads, TOKENS, spec.head_dim)
-    q, k, v, dout = (rng.standard_normal(shape) for _ in range(4))
-    _, _, dv = attention_backward(spec, q, k, v, dout)
-    return float(np.abs(dv.sum(2) - dout.sum(2)).max())
-
-
-def _gradient_error(spec: Attention) -> float:
-    """Largest relative error of the gradients of a small call on the GPU."""
-    import torch
-
-    dtype = getattr(torch, spec.dtype)
-    g = torch.Generator("cuda").manual_seed(0)
-    shape = (1, spec.heads, TOKENS, spec.head_dim)
-    q, k, v, dout = (torch.randn(shape, generator=g, device="cuda", dtype=dtype) for _ in range(4))
-    leaves = [x.requires_grad_() for x in (q, k, v)]
-    found = torch.autograd.grad(build(spec)(*leaves), leaves, dout)
-    wanted = attention_backward(spec, q, k, v, dout)
-    return max(
-        float(np.linalg.norm(x.double().cpu().numpy() - y) / np.linalg.norm(y))
-        for x, y in zip(found, wanted, strict=True)
+    Outputs start as NaN; the tolerance is the one that the tuner derives from dtype and length.
+    """
+    tunable = tunable_for(spec, op=op)
+    choice = _choice(build(spec, gpu=target.name), op)
+    runner: Any = tunable.make_runner("cpu" if interpreting() else "cuda", codecache.load)
+    worst = None
+    for family in runner.families:
+        runner.prepare(family, 0)
+        runner.poison()
+        runner.run(choice.params)
+        check = runner.check()
+        if not check.right:
+            said = f": {check.reason}" if check.reason else ""
+            allowed = f"error {check.error:.1e}, {check.tolerance:.1e} allowed"
+            return FAILS, f"{family} inputs, {allowed}{said}"
+        worst = check if worst is None or check.error > worst.error else worst
+    assert worst is not None
+    time = choice.measured_us
+    took = f", {time:.1f} us measured" if time is not None else ""
+    return MEASURED, (
+        f"checked just now: error {worst.error:.1e} of {worst.tolerance:.1e} allowed; "
+        f"configuration: {choice.rung}{took}"
     )
 
 
-def _kernel_error(spec: Attention) -> float:
-    """Relative error of a small call on the GPU against the reference."""
-    import torch
+def _choice(built: Operator, op: str) -> Choice:
+    """What `build` chose for one operation of a spec."""
+    part = op.rpartition("_")[2]
+    if isinstance(built, AttentionOperator) and part in built.backward_choices:
+        return built.backward_choices[part]
+    assert built.choice is not None
+    return built.choice
 
-    dtype = getattr(torch, spec.dtype)
-    g = torch.Generator("cuda").manual_seed(0)
-    shape = (1, spec.heads, TOKENS, spec.head_dim)
-    q, k, v = (torch.randn(shape, generator=g, device="cuda", dtype=dtype) for _ in range(3))
-    op = build(spec)
-    out, want = op(q, k, v).double().cpu().numpy(), op.reference(q, k, v)
-    return float(np.linalg.norm(out - want) / np.linalg.norm(want))
+
+def _references(say: Callable[[str], None]) -> Iterator[Finding]:
+    """The reference of each operation on values whose results are known."""
+    say("the NumPy reference")
+    error, allowed = reference_error()
+    status = MEASURED if error <= allowed else FAILS
+    note = f"NumPy reference: weights sum to 1 within {error:.0e} of {allowed:.0e} allowed"
+    yield Finding("attention", "forward", "all", "all", status, note)
+    order = axes(GRID, "WH")
+    spec = Permute(tokens=GRID, heads=1, head_dim=64, dtype="float32", order=order)
+    x = np.arange(GRID.tokens * 64, dtype=np.float32).reshape(1, 1, GRID.tokens, 64)
+    moved = build(spec, backend="reference").reference(x)
+    same = bool((moved[0, 0] == x[0, 0, order.index()]).all())
+    note = "NumPy reference: every token where its order says" if same else "tokens misplaced"
+    yield Finding("permute", "forward", "all", "all", MEASURED if same else FAILS, note)
+
+
+def reference_error() -> tuple[float, float]:
+    """Attention over values of one gives one: how far the reference is off, and may be.
+
+    Each of the two sums over n keys, and the division, may round by 2**-53 an addition.
+    """
+    rng = np.random.default_rng(0)
+    spec = Attention(tokens=GRID, heads=2, head_dim=64, dtype="float32")
+    shape = (1, spec.heads, GRID.tokens, spec.head_dim)
+    q, k = (rng.standard_normal(shape).astype(np.float32) for _ in range(2))
+    out = build(spec, backend="reference").reference(q, k, np.ones(shape, np.float32))
+    return float(np.abs(out - 1).max()), (2 * GRID.tokens + 1) * 2.0**-53
