@@ -7,7 +7,7 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/installed
-EXTRAS := triton,cuda,tune,plans,demo,dev
+EXTRAS := triton,cuda,tune,postgres,ray,plans,demo,dev
 WORKERS ?= 2
 # Most of their time is compilation.
 GPU_WORKERS ?= 6
@@ -84,6 +84,6 @@ $(VENV)/installed: pyproject.toml setup.py constraints.txt
 	@nvidia-smi -L >/dev/null 2>&1 || $(PIP) torch==2.13.0+cpu 2>/dev/null \
 	  || { $(PIP) uv && $(VENV)/bin/uv pip install -q --python $(PY) --torch-backend cpu \
 	       -c constraints.txt torch==2.13.0 2>/dev/null; } \
-	  || echo "no CPU build of PyTorch to be had: installing the CUDA build, 2.8 GB"
+	  || echo "no CPU build of PyTorch to be had: installing the CUDA build, 2.9 GB"
 	@$(PIP) --no-build-isolation -e ".[$(EXTRAS)]"
 	@touch $@

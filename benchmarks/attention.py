@@ -1,10 +1,11 @@
-"""The attention suite: forward over random block masks, and dense."""
+"""The attention suite: random block masks and dense, forward and gradients."""
 
 from __future__ import annotations
 
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,21 @@ import numpy.typing as npt
 import kdsl
 from benchmarks import rows, timing
 from benchmarks.cases import ATTENTION, BLOCK, AttentionCase
-from benchmarks.peers import PEERS
+from benchmarks.peers import PEERS, Peer, Prepared, own
 from kdsl.errors import KdslError, UnsupportedError
 
 LIMIT = 0.01
-"""Relative Frobenius error above which nothing is timed: bf16 operands give 0.0023."""
+"""Relative Frobenius error above which nothing is timed: bf16 operands give 0.0023 forward."""
+
+Kept = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is timed, and how far its last results are off."""
+
+    run: Callable[[], Any]
+    error: Callable[[], float]
 
 
 def suite(peers: Sequence[str], cases: Sequence[str], commit: str) -> Iterator[dict[str, Any]]:
@@ -30,53 +41,122 @@ def suite(peers: Sequence[str], cases: Sequence[str], commit: str) -> Iterator[d
     sources, gpu = rows.sources_hash(), torch.cuda.get_device_name()
     for case in (ATTENTION[name] for name in cases or ATTENTION):
         tensors, kept = inputs(case)
-        runs, errors = {}, {}
-        for name, make in {"kdsl": ours, **{p: PEERS[p] for p in peers}}.items():
+        calls: dict[str, Call] = {}
+        errors: dict[str, float] = {}
+        truth = Truth(case, tensors, kept)
+        for name, make in {"kdsl": ours(case), **{p: PEERS[p] for p in peers}}.items():
             try:
-                call = make(tensors, kept) if name != "kdsl" else ours(tensors, kept, case)
-                error = relative_error(call(), tensors, kept)
+                call = prepare(make, case, tensors, kept, truth)
+                error = call.error()
             except (ImportError, KdslError) as reason:
-                print(
-                    f"{case.id:22} {name:17} left out: {str(reason).splitlines()[0]}",
-                    file=sys.stderr,
-                )
+                said = f"left out: {str(reason).splitlines()[0]}"
+                print(f"{case.id:22} {name:17} {said}", file=sys.stderr)
                 continue
             if not error < LIMIT:
-                print(
-                    f"{case.id:22} {name:17} WRONG: error {error:.4f}, not timed", file=sys.stderr
-                )
+                said = f"WRONG: error {error:.4f}, not timed"
+                print(f"{case.id:22} {name:17} {said}", file=sys.stderr)
                 continue
-            runs[name], errors[name] = call, error
-        batch, heads, tokens, head_dim = case.shape
+            calls[name], errors[name] = call, error
         density = float(kept.mean())
-        work = 4.0 * batch * heads * tokens * tokens * head_dim * density
-        for name, ms in timing.interleaved(runs).items():
+        for name, ms in timing.interleaved({n: c.run for n, c in calls.items()}).items():
+            after = calls[name].error()
+            if not after < LIMIT:
+                said = f"{case.id:22} {name:17} WRONG after timing: error {after:.4f}"
+                print(said, file=sys.stderr)
+                continue
             yield {
                 "suite": "attention", "case": case.id, "impl": name, "dtype": case.dtype,
-                "ms": round(ms, 5), "work": work, "unit": "flop", "error": round(errors[name], 6),
-                "density": round(density, 6), "run": run, "gpu": gpu, "commit": commit,
-                "sources": sources, "versions": versions, "date": rows.today(),
+                "ms": round(ms, 5), "work": case.work * density, "unit": "flop",
+                "error": round(errors[name], 6), "density": round(density, 6), "run": run,
+                "gpu": gpu, "commit": commit, "sources": sources, "versions": versions,
+                "date": rows.today(),
             }  # fmt: skip
-        del tensors, runs
+        del tensors, calls, truth
         torch.cuda.empty_cache()
 
 
-def inputs(case: AttentionCase) -> tuple[tuple[Any, Any, Any], npt.NDArray[np.bool_]]:
-    """Seeded Gaussian q, k, v and the kept blocks."""
+def inputs(case: AttentionCase) -> tuple[tuple[Any, ...], Kept]:
+    """Seeded Gaussian q, k, v and gradient of the output, and the kept blocks."""
     import torch
 
     dtype = getattr(torch, case.dtype)
     g = torch.Generator("cuda").manual_seed(case.seed)
-    q, k, v = (torch.randn(case.shape, generator=g, device="cuda", dtype=dtype) for _ in range(3))
-    return (q, k, v), case.plan()
+    made = (torch.randn(case.shape, generator=g, device="cuda", dtype=dtype) for _ in range(4))
+    return tuple(made), case.plan()
 
 
-def ours(
-    tensors: tuple[Any, Any, Any], kept: npt.NDArray[np.bool_], case: AttentionCase
-) -> Callable[[], Any]:
+def ours(case: AttentionCase) -> Peer:
     """The product as a user gets it: build, bind, call."""
-    op = kdsl.build(case.spec, tables={"plan": kept} if case.spec.open_tables else None)
-    return lambda: op(*tensors)
+
+    def make(tensors: tuple[Any, Any, Any], kept: Kept, backward: bool) -> Prepared:
+        op = kdsl.build(case.spec, tables={"plan": kept} if case.spec.open_tables else None)
+        mine = own(tensors, backward)
+        return Prepared(lambda: op(*mine), mine)
+
+    return make
+
+
+def prepare(
+    make: Peer, case: AttentionCase, tensors: tuple[Any, ...], kept: Kept, truth: Truth
+) -> Call:
+    """The forward of an implementation, or its gradients after a forward that is not timed."""
+    import torch
+
+    q, k, v, dout = tensors
+    made = make((q, k, v), kept, case.backward)
+    if not case.backward:
+        return Call(made.run, lambda: truth.of_output(made.turned(made.run())))
+    out, grad = made.run(), made.turned(dout).contiguous()
+
+    def run() -> Any:
+        return torch.autograd.grad(out, made.tensors, grad, retain_graph=True)
+
+    return Call(run, lambda: truth.of_gradients([made.turned(x) for x in run()]))
+
+
+class Truth:
+    """Float64 results of the first and the last head, as far as a case needs them."""
+
+    def __init__(self, case: AttentionCase, tensors: tuple[Any, ...], kept: Kept) -> None:
+        self.tensors, self.kept = tensors, kept
+        heads = sorted({0, case.shape[1] - 1})
+        self.gradients = {h: self._gradients(h) for h in heads} if case.backward else {}
+
+    def of_output(self, out: Any) -> float:
+        """Relative Frobenius error on sampled query blocks, see `relative_error`."""
+        q, k, v, _ = self.tensors
+        return relative_error(out, (q, k, v), self.kept)
+
+    def of_gradients(self, found: Sequence[Any]) -> float:
+        """The worst relative Frobenius error of dQ, dK, dV; NaN where one is not a number."""
+        if not all(bool(x.isfinite().all()) for x in found):
+            return float("nan")
+        worst = 0.0
+        for i, x in enumerate(found):
+            pairs = [(x[0, h].double(), wanted[i]) for h, wanted in self.gradients.items()]
+            diff = sum(float((a - b).square().sum()) for a, b in pairs)
+            norm = sum(float(b.square().sum()) for _, b in pairs)
+            worst = max(worst, (diff / norm) ** 0.5)
+        return worst
+
+    def _gradients(self, head: int) -> tuple[Any, Any, Any]:
+        """dQ, dK and dV of one head, a row of blocks at a time."""
+        import torch
+
+        q, k, v, do = (x[0, head].double() for x in self.tensors)
+        scale = q.shape[-1] ** -0.5
+        dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
+        for row in range(self.kept.shape[1]):
+            part = slice(row * BLOCK, (row + 1) * BLOCK)
+            keep = torch.from_numpy(self.kept[head, row]).to(q.device).repeat_interleave(BLOCK)
+            score = (q[part] @ k.T * scale).masked_fill_(~keep[None, : len(k)], -float("inf"))
+            p = score.softmax(-1)
+            dp = do[part] @ v.T
+            ds = p * (dp - (p * dp).sum(-1, keepdim=True))
+            dq[part] = scale * ds @ k
+            dk += scale * ds.T @ q[part]
+            dv += p.T @ do[part]
+        return dq, dk, dv
 
 
 def relative_error(out: Any, tensors: tuple[Any, Any, Any], kept: npt.NDArray[np.bool_]) -> float:

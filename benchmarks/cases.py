@@ -17,12 +17,13 @@ SHAPES = {
 """batch, heads, tokens, head_dim: Wan2.1-1.3B at 480p and CogVideoX-5B, rounded up to blocks."""
 
 DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5)
+BACKWARD_DENSITIES = (0.1, 0.3)
 BLOCK = 128
 
 
 @dataclass(frozen=True)
 class AttentionCase:
-    """Forward attention over random block masks, one for each head."""
+    """Attention over random block masks, one for each head: forward, or its gradients alone."""
 
     id: str
     shape: tuple[int, int, int, int]
@@ -30,6 +31,13 @@ class AttentionCase:
     density: float
     """Mean share of blocks to keep; 1 is dense."""
     seed: int = 0
+    backward: bool = False
+
+    @property
+    def work(self) -> float:
+        """Operations of a dense call: of the gradients two and a half times the forward's."""
+        batch, heads, tokens, head_dim = self.shape
+        return (10.0 if self.backward else 4.0) * batch * heads * tokens * tokens * head_dim
 
     @property
     def spec(self) -> Attention:
@@ -58,5 +66,9 @@ ATTENTION = {
             for density in DENSITIES
         ),
         AttentionCase(f"fwd-{name}-bf16-dense", shape, "bfloat16", 1.0),
+        *(
+            AttentionCase(f"bwd-{name}-bf16-d{d:.2f}", shape, "bfloat16", d, backward=True)
+            for d in BACKWARD_DENSITIES
+        ),
     )
 }

@@ -11,12 +11,15 @@ from types import ModuleType
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import postgres
+
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = {"autotune", "kernels", "parallel", "reference", "tuning_db"}
 # Running the tuner loads these two, and neither holds any code of the house.
 DOOR = {"autotune", "autotune.__main__"}
 
-PROFILE = os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev")
+CI = bool(os.environ.get("CI"))
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if CI else "dev")
 for name, examples, fixed in (("dev", 50, False), ("ci", 50, True), ("nightly", 2000, False)):
     settings.register_profile(
         name,
@@ -29,9 +32,13 @@ for name, examples, fixed in (("dev", 50, False), ("ci", 50, True), ("nightly", 
 settings.load_profile(PROFILE)
 
 
-def pytest_report_header() -> str:
-    """One line that says which examples ran."""
-    return f"hypothesis profile: {PROFILE} (HYPOTHESIS_PROFILE=dev, ci, nightly)"
+def pytest_report_header() -> list[str]:
+    """Which examples run, and loudly what cannot be tested here."""
+    lines = [f"hypothesis profile: {PROFILE} (HYPOTHESIS_PROFILE=dev, ci, nightly)"]
+    reason = postgres.why_not()
+    if reason:
+        lines.append(f"!!! tests on PostgreSQL {'FAIL' if CI else 'ARE SKIPPED'}: {reason}")
+    return lines
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -22,6 +22,18 @@ number of a format:
 
 With ``A = sum(w_j |v_j|)`` (weights normalised; the reference on ``|v|``) all of this is absolute,
 per element: ``A * (2 * weight + rounding of p + sums) + ... + u |out|``.
+
+Gradients come from ``p_ij = 2 ** (c s_ij - level_i)`` and ``ds_ij = p_ij (dp_ij - delta_i)``:
+
+7. *Weights*: the score's error (1), the log-sum-exp's own (``lse_error``), and three roundings of a
+   number of the size of level and score in the exponent; ``EXP2``.  Call it ``e_p``, relative.
+8. *dp* is a float32 dot product: ``d * U_SUM * |dout| |v|``.  *delta* is one of ``dout`` with the
+   output as the forward rounded it: ``sum(|dout| out_error) + d * U_SUM * sum(|dout| |out|)``, and
+   a rounding where the gradient of the log-sum-exp is taken off.
+9. *ds*: ``e_p |ds|`` plus ``p (1 + e_p)`` times the errors of 8, and two roundings; then rounded to
+   the dtype, ``u`` relative and half a subnormal, as ``p`` is in dV (4).
+10. *Sums* over keys (dQ) or over the queries of all heads of a group (dK, dV) as in 5, a rounding
+    for the scale and one for partial sums of heads; the result is rounded to the dtype.
 """
 
 from __future__ import annotations
@@ -33,7 +45,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kdsl.reference.attention import Head
 from kdsl.reference.attention import attention as reference
+from kdsl.reference.attention_backward import attention_backward as reference_backward
 from kdsl.specs import Attention, as_array
 
 Float = npt.NDArray[np.float64]
@@ -107,6 +121,103 @@ def expected(
     finite = np.where(np.isfinite(lse), np.abs(lse), 0.0)
     lse_error = total + 4 * U32 * (finite + size + 1) + EXP2
     return Expected(out, lse, out_error, lse_error)
+
+
+@dataclass(frozen=True)
+class ExpectedGradients:
+    """The reference's dQ, dK, dV, and how far a kernel's may be from them, element by element."""
+
+    wanted: tuple[Float, Float, Float]
+    errors: tuple[Float, Float, Float]
+
+    def check(self, *found: Any) -> None:
+        """AssertionError with the worst element if a gradient is farther off than it may be."""
+        for name, x, y, allowed in zip(
+            ("dq", "dk", "dv"), found, self.wanted, self.errors, strict=True
+        ):
+            _check(name, as_array(x, np.float64), y, allowed)
+
+
+def expected_gradients(
+    spec: Attention,
+    q: Any,
+    k: Any,
+    v: Any,
+    dout: Any,
+    tables: Mapping[str, npt.NDArray[Any]] | None = None,
+    *,
+    dlse: Any | None = None,
+) -> ExpectedGradients:
+    """Reference gradients and their bounds, for tiles of any size.
+
+    NaN and infinity must come out as in the reference; where they go in, what stays finite must be
+    within a bound from the inputs without them.
+    """
+    wanted = reference_backward(spec, q, k, v, dout, tables, dlse=dlse)
+    q, k, v, dout = (as_array(x, np.float64) for x in (q, k, v, dout))
+    q, k, v, dout = (np.where(np.isfinite(x), x, 0.0) for x in (q, k, v, dout))
+    forward = expected(spec, q, k, v, tables)
+    taken = np.zeros(q.shape[:3]) if dlse is None else np.abs(as_array(dlse, np.float64))
+    errors: tuple[Float, Float, Float] = (np.zeros_like(q), np.zeros_like(k), np.zeros_like(v))
+    for b in range(q.shape[0]):
+        for h in range(spec.heads):
+            at, shared = (b, h), (b, h // spec.group)
+            sees = Head(spec, h, b, tables).mask(np.arange(q.shape[2]))
+            of_head = _gradient_errors(
+                spec, (q[at], k[shared], v[shared], dout[at]), sees,
+                forward.out[at], forward.out_error[at], forward.lse[at], forward.lse_error[at],
+                taken[at],
+            )  # fmt: skip
+            for total, error, place in zip(errors, of_head, (at, shared, shared), strict=True):
+                total[place] += error
+    unit, tiny = UNIT[spec.dtype], SUBNORMAL[spec.dtype]
+    for total, gradient in zip(errors, wanted, strict=True):
+        size = np.where(np.isfinite(gradient), np.abs(gradient), 0.0)
+        # The scale, the sum over heads, and the rounding of what is stored.
+        total *= 1 + 2 * U32
+        total += (2 * U32 + unit) * (size + total) + tiny
+    return ExpectedGradients(wanted, errors)
+
+
+def _gradient_errors(
+    spec: Attention,
+    inputs: tuple[Float, Float, Float, Float],
+    sees: npt.NDArray[np.bool_],
+    out: Float,
+    out_error: Float,
+    lse: Float,
+    lse_error: Float,
+    taken: Float,
+) -> tuple[Float, Float, Float]:
+    """What one head's pairs add to the errors of dQ, dK, dV, before the last rounding."""
+    q, k, v, dout = inputs
+    unit, tiny, d = UNIT[spec.dtype], SUBNORMAL[spec.dtype], spec.head_dim
+    scale, lengths = spec.softmax_scale, [np.linalg.norm(x, axis=1) for x in inputs]
+    size = scale * lengths[0][:, None] * lengths[1][None, :]
+    finite = np.where(np.isfinite(lse), lse, 0.0)
+    level = np.where(np.isneginf(lse), np.inf, lse)
+    p = np.exp(np.where(sees, scale * (q @ k.T), -np.inf) - level[:, None])
+    exponent = size * d * U_SUM + lse_error[:, None] + 4 * U32 * (size + np.abs(finite)[:, None])
+    of_p = np.expm1(exponent + EXP2)
+
+    dots, absolute = dout @ v.T, (np.abs(dout) * np.abs(out)).sum(1)
+    delta = (dout * out).sum(1)
+    of_delta = (np.abs(dout) * out_error).sum(1) + d * U_SUM * absolute + U32 * (absolute + taken)
+    of_dp = d * U_SUM * lengths[3][:, None] * lengths[2][None, :] + of_delta[:, None]
+    largest = np.abs(dots - delta[:, None]) + taken[:, None]
+    of_ds = p * (of_p * largest + (1 + of_p) * (of_dp + 3 * U32 * largest))
+    ds = p * largest + of_ds
+    of_ds = of_ds + unit * ds + tiny * sees
+    rounded = p * of_p + unit * p * (1 + of_p) + tiny * sees
+
+    def adds(n: int) -> float:
+        return U_SUM * (n if spec.dtype == "float32" else n / 8 + 8)
+
+    keys, queries = adds(len(k)), adds(len(q) * spec.group)
+    dq = scale * ((of_ds + keys * ds) @ np.abs(k))
+    dk = scale * ((of_ds + queries * ds).T @ np.abs(q))
+    dv = (rounded + queries * (p + rounded)).T @ np.abs(dout)
+    return dq, dk, dv
 
 
 def _check(name: str, found: Float, wanted: Float, allowed: Float) -> None:

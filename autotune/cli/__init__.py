@@ -8,6 +8,7 @@ from importlib.util import find_spec
 
 from kdsl.autotune.cli.arguments import COMMANDS, Usage, command_parser, tune_parser
 from kdsl.autotune.cli.hardware import Hardware
+from kdsl.autotune.store import mask_passwords
 from kdsl.errors import KdslError, UnsupportedError
 
 __all__ = ["main"]
@@ -26,9 +27,14 @@ def main(
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if given and given[0] in COMMANDS:
-            from kdsl.autotune.cli import show
+            from kdsl.autotune.cli import evidence, evidence_options, show, upkeep
 
-            return show.run(command_parser().parse_args(given))
+            parsed = command_parser().parse_args(given)
+            if parsed.command in evidence_options.COMMANDS:
+                return evidence.run(parsed)
+            if parsed.command in show.COMMANDS:
+                return show.run(parsed)
+            return upkeep.run(parsed, hardware())
         if find_spec("optuna") is None:
             raise UnsupportedError(
                 "the tuner needs optuna, which is not installed",
@@ -38,7 +44,7 @@ def main(
 
         return tune(tune_parser().parse_args(given), hardware())
     except KdslError as error:
-        print(error, file=sys.stderr)
+        print(mask_passwords(str(error)), file=sys.stderr)
         return USAGE if isinstance(error, Usage) else FAILED
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -13,9 +13,9 @@ from kdsl.targets import Target
 class Hardware:
     """The real machine."""
 
-    def present(self, target: Target) -> Present | None:
-        """The first GPU here of that model."""
-        return next((d for d in devices() if d.target.name == target.name), None)
+    def gpus(self, target: Target | None = None) -> list[Present]:
+        """The GPUs here, of that model where one is given."""
+        return [d for d in devices() if target is None or d.target.name == target.name]
 
     def card(self, found: Present) -> Card:
         """What the measuring process drives."""

@@ -18,7 +18,10 @@ from kdsl.autotune.session.budget import Budget
 from kdsl.autotune.session.job import Job
 from kdsl.autotune.store import Store
 from kdsl.errors import KdslError
-from kdsl.runtime.records import Run
+from kdsl.runtime.records import Place, Run, default_place
+from kdsl.runtime.records.link import is_server
+from kdsl.runtime.tunables import operations
+from kdsl.specs import Spec
 from kdsl.targets import Target
 
 PROGRAM = ("python", "-m", "autotune")
@@ -33,10 +36,16 @@ class Plan:
     budget: Budget | None
     seed: int
     processes: int
-    storage: Path | None
+    asked_processes: int | None
+    """What the command line says of it."""
+    storage: Place | None
+    study: str | None
+    ray: str | None
     require_device: bool
+    record: bool
+    """Go through the whole space instead of searching."""
     words: tuple[str, ...]
-    """The command line again, in one order, without the database's place."""
+    """The command line again, in one order, without the places of database, study and cluster."""
 
     @property
     def command(self) -> str:
@@ -68,37 +77,86 @@ def _understood(given: argparse.Namespace) -> Plan:
         raise Usage("--tables belongs to --spec", hint="--spec my.json --tables my.npz")
     if given.jobs is not None and given.jobs < 1:
         raise Usage(f"--jobs {given.jobs}", hint="1 or more")
+    if given.ray is not None:
+        place = default_place() if given.storage is None else given.storage
+        for option, where in (("storage", place), ("study", given.study or place)):
+            if not is_server(where):
+                raise Usage(
+                    f"--ray needs a --{option} that all machines of the cluster reach",
+                    hint=f"--{option} postgresql://user@host/name",
+                )
     target = targets.get(given.gpu)
     todo: list[tuple[str, Callable[[], Job]]] = []
+    direction = given.direction or "forward"
     if given.spec is not None:
-        own = jobs.from_file(given.spec, given.tables)
-        todo.append((own.name, lambda: own))
-    asked = given.workload or ([] if given.spec is not None else list(workloads.names()))
-    names = [workloads.get(name).name for name in dict.fromkeys(asked)]
-    todo += [(name, partial(jobs.from_catalogue, name)) for name in names]
+        first = jobs.from_file(given.spec, given.tables)
+        for op in _operations(first.tunable.spec, direction):
+            again = partial(jobs.make, first.name, first.tunable.spec, first.tables, op)
+            todo.append((jobs.titled(first.name, op), again))
+    todo += _catalogue(given, direction)
+    if not todo:
+        raise Usage("there is nothing backward to tune about this", hint="--direction forward")
     return Plan(
         target=target,
         jobs=tuple(todo),
         budget=Budget.parse(given.budget) if given.budget is not None else None,
         seed=0 if given.seed is None else given.seed,
         processes=given.jobs or default_jobs(),
+        asked_processes=given.jobs,
         storage=given.storage,
+        study=given.study,
+        ray=given.ray,
         require_device=given.require_device,
+        record=given.record,
         words=tuple(_words(given)),
     )
+
+
+def _operations(spec: Spec, direction: str) -> tuple[str, ...]:
+    """Operations of a spec in a direction; the forward comes first."""
+    found = operations(spec)
+    return {"forward": found[:1], "backward": found[1:], "both": found}[direction]
+
+
+def _catalogue(given: argparse.Namespace, direction: str) -> list[tuple[str, Callable[[], Job]]]:
+    """Workloads at densities; without names all of them, or with densities those that have any."""
+    densities: list[float | None] = list(dict.fromkeys(given.density or [None]))
+    if given.workload:
+        names = [workloads.get(name).name for name in dict.fromkeys(given.workload)]
+    elif given.spec is not None:
+        if given.density:
+            raise Usage("--density belongs to workloads", hint="--workload NAME --density 0.1")
+        names = []
+    else:
+        names = [w.name for w in workloads.CATALOGUE if w.density or not given.density]
+    for name in names if given.density else ():
+        for density in densities:
+            workloads.get(name).mean_density(density)
+    return [
+        (
+            jobs.titled(jobs.named(name, density), op),
+            partial(jobs.from_catalogue, name, density, op),
+        )
+        for name in names
+        for density in densities
+        for op in _operations(workloads.get(name).spec, direction)
+    ]
 
 
 def _words(given: argparse.Namespace) -> list[str]:
     out = ["--gpu", given.gpu]
     for name in given.workload or ():
         out += ["--workload", name]
+    for density in given.density or ():
+        out += ["--density", f"{density:g}"]
     for option in ("spec", "tables"):
         path: Path | None = getattr(given, option)
         if path is not None:
             out += [f"--{option}", str(path)]
-    for option in ("budget", "seed", "jobs"):
+    for option in ("direction", "budget", "seed", "jobs"):
         if getattr(given, option) is not None:
             out += [f"--{option}", str(getattr(given, option))]
+    out += ["--record"] if given.record else []
     return [*out, "--require-device"] if given.require_device else out
 
 
@@ -112,7 +170,7 @@ def _resumed(given: argparse.Namespace) -> argparse.Namespace:
         here = store.pseudonym(socket.gethostname())
         runs = [row for row in store.rows() if isinstance(row, Run)]
     whole = {row.closes for row in runs if row.closes and row.complete}
-    own = (row for row in runs if not row.closes and row.host == here)
+    own = (row for row in runs if not (row.closes or row.part_of) and row.host == here)
     opened = sorted(own, key=lambda row: row.started)
     seen = set()
     for row in reversed(opened):
@@ -120,7 +178,8 @@ def _resumed(given: argparse.Namespace) -> argparse.Namespace:
         if tuple(words[: len(PROGRAM)]) != PROGRAM:
             continue
         old = tune_parser().parse_args(words[len(PROGRAM) :])
-        subject = (targets.get(old.gpu), tuple(old.workload or ()), old.spec)
+        what = (tuple(old.workload or ()), tuple(old.density or ()), old.spec, old.record)
+        subject = (targets.get(old.gpu), old.direction, *what)
         if subject in seen or (given.gpu is not None and subject[0] != targets.get(given.gpu)):
             continue
         seen.add(subject)

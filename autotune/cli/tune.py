@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
@@ -17,16 +17,20 @@ from rich.console import Console
 from kdsl.autotune.cli.hardware import Hardware
 from kdsl.autotune.cli.plan import Plan, understood
 from kdsl.autotune.cli.revision import revision
-from kdsl.autotune.measuring import Bench
-from kdsl.autotune.measuring.lock import hold
+from kdsl.autotune.fleet import Gathered, Task, cut
+from kdsl.autotune.fleet.cluster import Cluster
+from kdsl.autotune.fleet.here import run_here
+from kdsl.autotune.fleet.station import compiler_environment, open_lab
 from kdsl.autotune.measuring.present import Present
 from kdsl.autotune.screen import report
 from kdsl.autotune.screen.progress import watch_on
 from kdsl.autotune.session.budget import Budget
-from kdsl.autotune.session.campaign import AbsentGpu, Campaign, Lab, PresentGpu
-from kdsl.autotune.store import Store
+from kdsl.autotune.session.campaign import Campaign
+from kdsl.autotune.store import Store, scrub
 from kdsl.errors import StoreError
 from kdsl.runtime.records import Run
+from kdsl.runtime.records.link import is_server
+from kdsl.runtime.records.postgres import shown
 
 DONE, FAILED, ABSENT, INTERRUPTED = 0, 1, 3, 130
 CANDIDATES = 40
@@ -39,11 +43,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def tune(given: argparse.Namespace, hardware: Hardware) -> int:
     """Do what the command line says, and return the exit code."""
     plan = understood(given)
-    found = hardware.present(plan.target)
-    if found is None and plan.require_device:
+    gpus = [] if plan.ray is not None else hardware.gpus(plan.target)
+    if not gpus and plan.require_device and plan.ray is None:
         print(f"no {plan.target.name} here, and --require-device was given", file=sys.stderr)
         return ABSENT
-    session = Session(plan, hardware, found, report.console())
+    session = Session(plan, hardware, gpus, report.console())
     with terminable():
         try:
             session.run()
@@ -60,14 +64,16 @@ def tune(given: argparse.Namespace, hardware: Hardware) -> int:
 
 
 class Session:
-    """One run with everything it opens: database, GPU, compilers, screen."""
+    """One run with everything it opens: database, GPUs, compilers, screen."""
 
     def __init__(
-        self, plan: Plan, hardware: Hardware, found: Present | None, console: Console
+        self, plan: Plan, hardware: Hardware, gpus: Sequence[Present], console: Console
     ) -> None:
-        self.plan, self.hardware, self.found, self.console = plan, hardware, found, console
-        self.budget = plan.budget or Budget(CANDIDATES, None if found else ABSENT_S)
-        self.campaign: Campaign | None = None
+        self.plan, self.hardware, self.gpus, self.console = plan, hardware, gpus, console
+        self.measured = bool(gpus) or plan.ray is not None
+        candidates = None if plan.record else CANDIDATES
+        self.budget = plan.budget or Budget(candidates, None if self.measured else ABSENT_S)
+        self.campaign: Campaign | Gathered | None = None
         self.finished = False
 
     def run(self) -> None:
@@ -75,41 +81,81 @@ class Session:
         plan = self.plan
         with ExitStack() as stack:
             store = stack.enter_context(Store(plan.storage))
-            environment = _compiler_environment(stack)
-            lab = self._lab(stack, environment)
-            run = self._begin(store)
-            stack.callback(self._close, store, run)
-            watch = stack.enter_context(watch_on(self.console))
-            pool = stack.enter_context(self.hardware.pool(plan.processes, environment))
-            stack.callback(_ignore_signals)
-            campaign = Campaign(
-                lab, plan.target, pool, store, watch, budget=self.budget, seed=plan.seed
-            )
-            self.campaign = campaign
-            campaign.run(run, [make for _, make in plan.jobs])
+            study = plan.study or (str(store.place) if is_server(store.place) else None)
+            if plan.ray is not None:
+                self._in_cluster(stack, store, study, plan.ray)
+            elif len(self.gpus) > 1:
+                self._on_several(stack, store, study)
+            else:
+                self._on_one(stack, store, study)
             self.finished = True
 
-    def _lab(self, stack: ExitStack, environment: dict[str, str]) -> Lab:
-        """The GPU under its lock with its measuring process, or the model of an absent one."""
-        if self.found is None:
-            return AbsentGpu(self.plan.target)
-        descriptor = stack.enter_context(hold(self.found.card))
-        card = self.hardware.card(self.found)
-        bench = Bench(card, keep=(descriptor,), environment=environment)
-        return PresentGpu(self.found.target, stack.enter_context(bench))
+    def _on_one(self, stack: ExitStack, store: Store, study: str | None) -> None:
+        """The GPU here, or a model of an absent one; in this process."""
+        plan, found = self.plan, next(iter(self.gpus), None)
+        environment = compiler_environment(stack)
+        lab = open_lab(stack, self.hardware, plan.target, found, environment)
+        run = self._begin(stack, store)
+        watch = stack.enter_context(watch_on(self.console))
+        pool = stack.enter_context(self.hardware.pool(plan.processes, environment))
+        stack.callback(_ignore_signals)
+        campaign = Campaign(
+            lab,
+            plan.target,
+            pool,
+            store,
+            watch,
+            budget=self.budget,
+            seed=plan.seed,
+            record=plan.record,
+            study=study,
+        )
+        self.campaign = campaign
+        campaign.run(run, [make for _, make in plan.jobs])
 
-    def _begin(self, store: Store) -> Run:
+    def _on_several(self, stack: ExitStack, store: Store, study: str | None) -> None:
+        """The GPUs of this machine, each in a process of its own."""
+        if study is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="kdsl-study-"))
+            study = str(Path(folder) / "study.log")
+        run = self._begin(stack, store)
+        shares = cut(self.plan.jobs, len(self.gpus), self.budget, self.plan.seed)
+        self.campaign = gathered = Gathered(shares)
+        processes = max(self.plan.processes // len(self.gpus), 1)
+        task = Task(self.plan.target.name, store.place, study, run.id, processes, self.plan.record)
+        watch = stack.enter_context(watch_on(self.console))
+        stack.callback(_ignore_signals)
+        seconds = self.budget.seconds
+        run_here(task, gathered, self.hardware, self.gpus, watch, seconds=seconds)
+
+    def _in_cluster(self, stack: ExitStack, store: Store, study: str | None, address: str) -> None:
+        """The GPUs of a Ray cluster."""
+        cluster = Cluster(address)
+        stack.callback(cluster.close)
+        run = self._begin(stack, store)
+        shares = cut(self.plan.jobs, cluster.gpus, self.budget, self.plan.seed)
+        self.campaign = gathered = Gathered(shares)
+        processes = self.plan.asked_processes or cluster.processes
+        task = Task(self.plan.target.name, store.place, study, run.id, processes, self.plan.record)
+        watch = stack.enter_context(watch_on(self.console))
+        stack.callback(_ignore_signals)
+        cluster.run(task, gathered, self.hardware, watch)
+
+    def _begin(self, stack: ExitStack, store: Store) -> Run:
+        """The run's row; its end is written when the stack closes."""
         rev, dirty = revision()
-        return store.begin(
+        run = store.begin(
             self.plan.command,
             host=socket.gethostname(),
-            card=self.found.card if self.found else "",
+            card=self.gpus[0].card if len(self.gpus) == 1 else "",
             budget=str(self.budget),
-            sampler="tpe",
+            sampler="record" if self.plan.record else "tpe",
             seed=self.plan.seed,
             git_rev=rev,
             git_dirty=dirty,
         )
+        stack.callback(self._close, store, run)
+        return run
 
     def _close(self, store: Store, run: Run) -> None:
         counts = self.campaign.counts if self.campaign else {}
@@ -125,8 +171,11 @@ class Session:
     @property
     def onward(self) -> str:
         """How to go on."""
-        storage = f" --storage {self.plan.storage}" if self.plan.storage else ""
-        return f"To go on: python -m autotune --resume{storage}"
+        place = self.plan.storage
+        storage = shown(place) if isinstance(place, str) and is_server(place) else place
+        words = [f" --storage {storage}" if storage else ""]
+        words.append(f" --ray {scrub(self.plan.ray)}" if self.plan.ray is not None else "")
+        return f"To go on: python -m autotune --resume{''.join(words)}"
 
     def report(self) -> None:
         """Tables, what is left, and the one line that says it all."""
@@ -142,7 +191,7 @@ class Session:
         known = sum(tally.known for tally in tallies)
         rest = f", {failed} failed" if failed else ""
         rest += f" ({known} more known before)" if known else ""
-        if self.found is None:
+        if not self.measured:
             self._say(f"no {gpu} here: {timed} predicted, 0 measured{rest}")
         else:
             self._say(f"{gpu}: {timed} measured{rest}")
@@ -158,14 +207,6 @@ class Session:
 
     def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def _compiler_environment(stack: ExitStack) -> dict[str, str]:
-    """A cache of Triton's for this run alone: hundreds of losers must not fill the user's."""
-    if "TRITON_CACHE_DIR" in os.environ:
-        return {}
-    folder = tempfile.TemporaryDirectory(prefix="kdsl-tune-", ignore_cleanup_errors=True)
-    return {"TRITON_CACHE_DIR": stack.enter_context(folder)}
 
 
 @contextmanager

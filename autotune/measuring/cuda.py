@@ -65,7 +65,7 @@ class CudaDevice:
         self.runner = None
         self.torch.cuda.empty_cache()
         spec = from_json(json.loads(opening.spec_json))
-        tunable = tunable_for(spec, opening.tables, opening.batch)
+        tunable = tunable_for(spec, opening.tables, opening.batch, opening.op)
         self.runner = tunable.make_runner(self.torch.device("cuda"), codecache.load)
         self.seed = opening.seed
         self.torch.cuda.synchronize()

@@ -40,12 +40,16 @@ class Vitals:
 
 @dataclass(frozen=True)
 class Opening:
-    """A workload: the spec as canonical JSON, values of all its tables, batch, seed of inputs."""
+    """A workload: the spec as canonical JSON, values of all its tables, batch, seed of inputs.
+
+    ``op`` names one of the spec's operations, the first unless given.
+    """
 
     spec_json: str
     tables: Mapping[str, npt.NDArray[np.integer]] = field(repr=False)
     batch: int = 1
     seed: int = 0
+    op: str = ""
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ class Bar:
             TextColumn("[dim]{task.fields[last]}[/]"),
             console=console,
         )
-        self._task = TaskID(0)
+        self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -112,7 +112,9 @@ class Bar:
 
     def begin(self, tally: Tally) -> None:
         """A workload starts."""
-        self._task = self.progress.add_task(
+        if tally.name in self._tasks:  # another GPU is at it already
+            return
+        self._tasks[tally.name] = self.progress.add_task(
             tally.name,
             total=tally.wanted,
             completed=len(tally.outcomes),
@@ -125,14 +127,14 @@ class Bar:
         last = settings(outcome)
         if outcome.status != "ok":
             last += f": {outcome.status}"
-        self.progress.update(
-            self._task, completed=len(tally.outcomes), best=standing(tally), last=last
-        )
+        task = self._tasks[tally.name]
+        self.progress.update(task, completed=len(tally.outcomes), best=standing(tally), last=last)
 
     def end(self, tally: Tally) -> None:
         """A workload ends."""
-        self.progress.update(self._task, best=standing(tally), last="")
-        self.progress.stop_task(self._task)
+        task = self._tasks[tally.name]
+        self.progress.update(task, best=standing(tally), last="")
+        self.progress.stop_task(task)
 
 
 def _wanted(tally: Tally) -> str:

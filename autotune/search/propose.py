@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from kdsl.autotune.search.space import Params, Point, Space, point
+from kdsl.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class StudyAt:
+    """A study of one key. ``driver`` names who asks, the same after a restart."""
+
+    place: str = field(repr=False)  # it may hold a password
+    """A file, ``sqlite:///file`` or ``postgresql://...``."""
+    name: str
+    driver: str
 
 
 class Search(Protocol):
@@ -14,11 +27,21 @@ class Search(Protocol):
     Never proposes an illegal point, nor one that it was told about or proposed before.
     """
 
+    ahead: int
+    """Candidates to ask for before their predecessors' results are known.
+
+    The same on every machine, whatever the number of compiling processes, so that a seed gives the
+    same candidates everywhere.
+    """
+
     def ask(self) -> Params | None:
         """A configuration to try, or None when there is nothing left."""
 
     def tell(self, params: Params, cost: float | None) -> None:
         """What came of one, proposed here or known before: lower is better, None a failure."""
+
+    def close(self) -> None:
+        """Let go of what is open."""
 
 
 def make_search(
@@ -28,21 +51,63 @@ def make_search(
     prior: Callable[[Params], float],
     limit: int | None,
     seed: int,
+    study: StudyAt | None = None,
 ) -> Search:
     """A list where the whole legal space is within ``limit``, otherwise Optuna's TPE.
 
-    ``first`` are tried first, in this order; ``prior`` is a guess at the cost.
+    ``first`` are tried first, in this order; ``prior`` is a guess at the cost. With ``study`` the
+    work is shared with the other drivers of that study.
     """
     legal_first = [p for p in first if space.why_not(p) is None]
     if space.points is not None and limit is not None and len(space.points) <= limit:
-        return Listed([*legal_first, *sorted(space.points, key=lambda p: (prior(p), point(p)))])
+        order = [*legal_first, *sorted(space.points, key=lambda p: (prior(p), point(p)))]
+        if study is None:
+            return Listed(order)
+        legal_first = order
+    if study is not None:
+        from kdsl.autotune.search.shared import Shared
+
+        return Shared(space, first=legal_first, prior=prior, seed=seed, at=study)
     from kdsl.autotune.search.guided import Guided
 
     return Guided(space, first=legal_first, prior=prior, seed=seed)
 
 
+def make_recorder(space: Space, *, default: Params, limit: int | None, seed: int) -> Search:
+    """The default, then all legal points in a random order, or ``limit`` in all.
+
+    Cut off anywhere, what was tried is a fair sample.  ConfigError where there are too many to
+    write out and no limit.
+    """
+    chance = random.Random(seed)
+    points = None if space.points is None else list(space.points)
+    if points is None:
+        if limit is None:
+            raise ConfigError(
+                f"a space of {space.size} points cannot be recorded whole", hint="--budget 1000"
+            )
+        points = _drawn(space, limit, chance)
+    chance.shuffle(points)
+    first = [default] if space.why_not(default) is None else []
+    return Listed([*first, *points])
+
+
+def _drawn(space: Space, count: int, chance: random.Random) -> list[Params]:
+    """So many legal points, or as many as are found in fifty times as many draws."""
+    found: dict[Point, Params] = {}
+    for _ in range(50 * count):
+        params = {n: chance.choice(values) for n, values in space.choices.items()}
+        if space.why_not(params) is None:
+            found.setdefault(point(params), params)
+        if len(found) == count:
+            break
+    return list(found.values())
+
+
 class Listed:
     """Tries a list from its beginning."""
+
+    ahead = 32
 
     def __init__(self, candidates: Iterable[Params]) -> None:
         self._waiting: dict[Point, Params] = {}
@@ -62,3 +127,6 @@ class Listed:
         """Cross it off."""
         del cost
         self._waiting.pop(point(params), None)
+
+    def close(self) -> None:
+        """Nothing is open."""

@@ -29,13 +29,22 @@ class Job:
     tables: Tables = field(repr=False)
 
 
-def from_catalogue(name: str) -> Job:
-    """A workload of the catalogue with its sample tables; SpecError lists the known ones."""
+def from_catalogue(name: str, density: float | None = None, op: str = "") -> Job:
+    """A workload of the catalogue with its sample tables; SpecError lists the known ones.
+
+    ``density`` asks for another one than the catalogue's, where the mask is a block plan, ``op``
+    for another operation than the spec's first.
+    """
     workload = workloads.get(name)
-    return make(name, workload.spec, workload.sample())
+    return make(named(name, density), workload.spec, workload.sample(density), op)
 
 
-def from_file(spec_path: Path, tables_path: Path | None = None) -> Job:
+def named(name: str, density: float | None) -> str:
+    """A workload's name, with the density if it is not the catalogue's."""
+    return name if density is None else f"{name}@{density:g}"
+
+
+def from_file(spec_path: Path, tables_path: Path | None = None, op: str = "") -> Job:
     """A spec from its canonical JSON, and arrays by table name from an ``.npz`` file."""
     try:
         spec = from_json(json.loads(spec_path.read_text()))
@@ -56,11 +65,14 @@ def from_file(spec_path: Path, tables_path: Path | None = None) -> Job:
                 f"--tables {tables_path} cannot be read: {error}",
                 hint="a file written with numpy.savez(path, name=array)",
             ) from error
-    return make(spec_path.stem, spec, tables)
+    return make(spec_path.stem, spec, tables, op)
 
 
-def make(name: str, spec: Spec, tables: Tables) -> Job:
-    """A job; InputError names the table whose values are missing."""
+def make(name: str, spec: Spec, tables: Tables, op: str = "") -> Job:
+    """A job of one of the spec's operations, the first unless given.
+
+    InputError names the table whose values are missing.
+    """
     values: dict[str, npt.NDArray[Any]] = {}
     for table in spec.tables:
         given = table.values if table.values is not None else tables.get(table.name)
@@ -71,4 +83,10 @@ def make(name: str, spec: Spec, tables: Tables) -> Job:
                 hint=f"--tables FILE.npz with an array {table.name!r} of shape {table.shape}",
             )
         values[table.name] = table.checked(given)
-    return Job(name, tunable_for(spec, values), values)
+    return Job(titled(name, op), tunable_for(spec, values, op=op), values)
+
+
+def titled(name: str, op: str) -> str:
+    """A name that says which operation of the workload it is; the first goes without saying."""
+    _, found, part = op.partition("backward")
+    return f"{name} backward{part.replace('_', ' ')}" if found else name

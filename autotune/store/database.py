@@ -1,7 +1,7 @@
 """A tuning database that is written: rows are added and never changed.
 
-Any number of processes may write to one file at once. :meth:`Store.add` returns when its rows are
-on the disk; a process that dies before has added none of them, never half of one.
+Any number of processes may write at once. :meth:`Store.add` returns when its rows are on the disk;
+a process that dies before has added none of them, never half of one.
 """
 
 from __future__ import annotations
@@ -9,105 +9,126 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, NamedTuple, Self
 
-from kdsl.autotune.store.scrub import scrub
+from kdsl.autotune.store.migrations import MIGRATIONS
+from kdsl.autotune.store.scrub import leaks, scrub
 from kdsl.errors import StoreError
-from kdsl.runtime.records import sqlite
+from kdsl.runtime.records import Place, default_place, tables
 from kdsl.runtime.records.form import Row
+from kdsl.runtime.records.link import (
+    BUSY_S,
+    VERSION,
+    Link,
+    TryAgain,
+    connect,
+    is_server,
+    stored_version,
+)
 from kdsl.runtime.records.rows import SCHEMA_VERSION, TABLES, Measurement, Run, now
 from kdsl.runtime.records.sources import DatabaseSource
 
-MIGRATIONS: Mapping[int, Sequence[str]] = {}
-"""Statements that lead from a schema version to the next."""
-_REFERENCES = {f"{table}_id": table for table in TABLES if table != "measurement"}
-
-
-def _closed_by(row: Row) -> str:
-    return row.closes if isinstance(row, Run) else ""
+REFERENCES = {f"{table}_id": table for table in TABLES if table != "measurement"}
+"""Tables by the column of a measurement that refers to them."""
+PAGE = 500
+"""Rows that are held at a time."""
+MOST_PROBLEMS = 100
+_ON = "SELECT id FROM device WHERE name = ?"
+_USED = f"SELECT %s_id FROM measurement WHERE device_id IN ({_ON})"
+_RUNS = (
+    f"SELECT r.id FROM run r WHERE r.id IN ({_USED % 'run'}) OR (r.part_of = '' AND r.id IN "
+    f"(SELECT p.part_of FROM run p WHERE p.id IN ({_USED % 'run'})))"
+)
 
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What came of an import: new rows, rows already there, and lines that were skipped."""
+    """What came of an import: new rows, rows already there, and what was skipped.
+
+    ``problems`` are the first 100 reasons, ``skipped`` counts all.
+    """
 
     added: int
     known: int
     problems: tuple[str, ...] = ()
+    skipped: int = 0
+
+    def __add__(self, other: ImportReport) -> ImportReport:
+        return ImportReport(
+            self.added + other.added,
+            self.known + other.known,
+            (self.problems + other.problems)[:MOST_PROBLEMS],
+            self.skipped + other.skipped,
+        )
+
+    @staticmethod
+    def skip(problem: str) -> ImportReport:
+        """The report of one thing that was skipped."""
+        return ImportReport(0, 0, (problem,), 1)
+
+
+class Best(NamedTuple):
+    """The first of a group (workload, device, toolchain, kind)."""
+
+    measurement_id: str
+    candidate_id: str
+    params: str
+    median_us: float
 
 
 class Store:
-    """The database at ``path``, by default the user's; made if it is not there.
+    """The database at ``place``, a path or ``postgresql://...``, by default the user's; made if it
+    is not there. Without ``write`` it must be there, stays as it is, and every addition fails.
 
-    Every method raises :class:`~kdsl.errors.StoreError` with what to do if the file cannot be
-    used: unwritable, corrupt, of a newer version, locked, no room left.
+    Every method raises :class:`~kdsl.errors.StoreError` with what to do if the database cannot be
+    used: unwritable, corrupt, of a newer version, locked, no room left, out of reach.
     """
 
-    def __init__(self, path: Path | str | None = None) -> None:
-        self.path = Path(path) if path is not None else sqlite.default_path()
-        self._link = sqlite.connect(self.path, write=True)
+    def __init__(self, place: Place | None = None, *, write: bool = True) -> None:
+        place = default_place() if place is None else place
+        self.place: Place = place if is_server(place) else Path(place)
+        self.link: Link = connect(self.place, write=write)
         try:
-            with sqlite.guard(self.path):
-                self._prepare()
+            if write:
+                with self.link.starting():
+                    self._prepare()
+            elif self.link.is_new():
+                raise StoreError(f"{self.name} holds no tuning database")
         except BaseException:
-            self._link.close()
+            self.link.close()
             raise
 
     def _prepare(self) -> None:
-        deadline = time.monotonic() + sqlite.BUSY_S
-        while True:  # the change to write-ahead mode does not wait for other processes by itself
-            try:
-                self._link.execute("PRAGMA journal_mode = WAL").fetchone()
-                break
-            except sqlite3.OperationalError as error:
-                busy = error.sqlite_errorname.startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
-                if not busy or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.05)
-        self._link.execute("PRAGMA synchronous = FULL")
-        with self._transaction():
-            if sqlite.is_empty(self._link):
-                for statement in sqlite.schema():
-                    self._link.execute(statement)
-                meta = {"schema_version": str(SCHEMA_VERSION), "salt": secrets.token_hex(32)}
-                text = sqlite.sql("INSERT INTO meta (key, value) VALUES (?, ?)")
-                self._link.executemany(text, meta.items())
-            self._migrate()
-
-    def _migrate(self) -> None:
-        version = int(self._meta("schema_version"))
-        while version < SCHEMA_VERSION:
+        if self.link.is_new():
+            for statement in tables.schema():
+                self.link.run(statement)
+            meta = {"schema_version": str(SCHEMA_VERSION), "salt": secrets.token_hex(32)}
+            for item in meta.items():
+                self.link.run("INSERT INTO meta (key, value) VALUES (?, ?)", item)
+        while (version := self.version) < SCHEMA_VERSION:
             for statement in MIGRATIONS[version]:
-                self._link.execute(statement)
-            version += 1
-            text = sqlite.sql("UPDATE meta SET value = ? WHERE key = 'schema_version'")
-            self._link.execute(text, (str(version),))
+                self.link.run(statement)
+            text = "UPDATE meta SET value = ? WHERE key = 'schema_version'"
+            self.link.run(text, (str(version + 1),))
 
-    def _meta(self, key: str) -> str:
-        text = sqlite.sql("SELECT value FROM meta WHERE key = ?")
-        return str(self._link.execute(text, (key,)).fetchone()[0])
+    @property
+    def name(self) -> str:
+        """What the database is called in messages: never with a password."""
+        return self.link.name
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with sqlite.guard(self.path):
-            self._link.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._link.execute("COMMIT")
-            except BaseException:
-                if self._link.in_transaction:
-                    self._link.execute("ROLLBACK")
-                raise
+    @property
+    def version(self) -> int:
+        """Of the schema."""
+        return stored_version(self.link.fetch(VERSION))
 
     def close(self) -> None:
-        """Let go of the file."""
-        self._link.close()
+        """Let go of the database."""
+        self.link.close()
 
     def __enter__(self) -> Self:
         return self
@@ -118,11 +139,13 @@ class Store:
     @property
     def source(self) -> DatabaseSource:
         """The same database for a look-up."""
-        return DatabaseSource(self._link, self.path)
+        return DatabaseSource(self.link)
 
     def pseudonym(self, name: str) -> str:
         """A name for a host or a card that says nothing outside this database."""
-        salt = bytes.fromhex(self._meta("salt"))
+        salt = bytes.fromhex(
+            self.link.fetch("SELECT value FROM meta WHERE key = 'salt'")[0]["value"]
+        )
         return hmac.new(salt, name.encode(), hashlib.sha256).hexdigest()[:16]
 
     def begin(
@@ -136,13 +159,14 @@ class Store:
         seed: int | None = None,
         git_rev: str = "",
         git_dirty: bool = False,
+        part_of: str = "",
     ) -> Run:
         """Add and return the row of a run that starts now.
 
         ``host`` and ``card`` (a GPU's serial) become pseudonyms, ``command`` is scrubbed.
         """
         run = Run(
-            started=now(),
+            started=now("microseconds"),
             command=scrub(command),
             host=self.pseudonym(host) if host else "",
             card=self.pseudonym(card) if card else "",
@@ -152,6 +176,7 @@ class Store:
             seed=seed,
             git_rev=git_rev,
             git_dirty=git_dirty,
+            part_of=part_of,
         )
         self.add(run)
         return run
@@ -165,6 +190,7 @@ class Store:
                 ended=now(),
                 complete=complete,
                 counts=counts,
+                part_of=run.part_of,
             )
         )
 
@@ -174,13 +200,14 @@ class Store:
         Reasons of failures are scrubbed. A row that is there already stays as it is. Referring to
         a row that is neither there nor among ``rows`` is an error, and nothing is added.
         """
-        for row in rows:
-            if isinstance(row, Run) and scrub(row.command) != row.command:
-                raise StoreError("this command names a host, a password or a home", hint="begin()")
         clean = [
             replace(row, reason=scrub(row.reason)) if isinstance(row, Measurement) else row
             for row in rows
         ]
+        for row in clean:
+            if leaks(row):
+                what = "this command" if isinstance(row, Run) else f"a row of {row.table}"
+                raise StoreError(f"{what} names a host, a password or a home", hint="scrub()")
         self.insert([("", row) for row in clean], strict=True)
         return tuple(row.id for row in clean)
 
@@ -188,59 +215,97 @@ class Store:
         """Insert rows as they are, with their places of origin, in one transaction.
 
         A measurement that refers to a row that is not there is a problem, or with ``strict`` an
-        error that leaves everything out.
+        error that leaves everything out. A server that goes away is waited for, up to half a
+        minute: rows are named by their content, so inserting them again is the same as once.
         """
         order = list(TABLES)
+        # The same order everywhere, or two writers could wait for each other's rows.
+        given = sorted(rows, key=lambda item: (order.index(item[1].table), item[1].id))
+        end, pause = time.monotonic() + BUSY_S, 0.1
+        while True:
+            try:
+                with self.link.transaction():
+                    return self._inserted(given, strict)
+            except TryAgain:
+                if time.monotonic() + pause > end:
+                    raise
+                time.sleep(pause)
+                pause *= 2
+
+    def _inserted(self, given: list[tuple[str, Row]], strict: bool) -> ImportReport:
+        report = ImportReport(0, 0)
         present: set[str] = set()
-        problems: list[str] = []
-        added = known = 0
-        with self._transaction():
-            for place, row in sorted(rows, key=lambda item: order.index(item[1].table)):
-                missing = self._missing(row, present)
-                if missing:
-                    what = f"measurement {row.id[:8]} refers to {missing}, which is not there"
-                    if strict:
-                        raise StoreError(what, where=str(self.path))
-                    problems.append(f"{place}: {what}")
-                    continue
-                values = sqlite.columns(row)
-                marks = ", ".join("?" * len(values))
-                text = f"INSERT INTO {row.table} ({', '.join(values)}) VALUES ({marks})"
-                done = self._link.execute(
-                    sqlite.sql(f"{text} ON CONFLICT (id) DO NOTHING"), tuple(values.values())
-                )
-                added += done.rowcount
-                known += 1 - done.rowcount
-        return ImportReport(added, known, tuple(problems))
+        for place, row in given:
+            missing = self._missing(row, present)
+            if missing:
+                what = f"measurement {row.id[:8]} refers to {missing}, which is not there"
+                if strict:
+                    raise StoreError(what, where=self.name)
+                report += ImportReport.skip(f"{place}: {what}")
+                continue
+            values = tables.columns(row)
+            marks = ", ".join("?" * len(values))
+            text = f"INSERT INTO {row.table} ({', '.join(values)}) VALUES ({marks})"
+            done = self.link.run(f"{text} ON CONFLICT (id) DO NOTHING", tuple(values.values()))
+            report += ImportReport(done, 1 - done)
+        return report
 
     def _missing(self, row: Row, present: set[str]) -> str:
         """What a row refers to that is not in the database; ``present`` remembers what is."""
         if not isinstance(row, Measurement):
             return ""
-        for name, table in _REFERENCES.items():
+        for name, table in REFERENCES.items():
             row_id = getattr(row, name)
             if row_id not in present:
-                text = sqlite.sql(f"SELECT 1 FROM {table} WHERE id = ?")
-                if not self._link.execute(text, (row_id,)).fetchone():
+                if not self.link.fetch(f"SELECT 1 FROM {table} WHERE id = ?", (row_id,)):
                     return f"{table} {row_id[:8]}"
                 present.add(row_id)
         return ""
 
-    def rows(self, *, device: str | None = None) -> Iterator[Row]:
-        """Every row; with ``device`` the measurements on that GPU and what they refer to."""
-        wanted: set[str] = set()
-        for table in reversed(list(TABLES)):
-            with sqlite.guard(self.path):
-                found = self._link.execute(f"SELECT * FROM {table}").fetchall()
-                devices = self._devices(device)
-            for row in (sqlite.from_columns(table, values) for values in found):
-                if isinstance(row, Measurement):
-                    if device is None or row.device_id in devices:
-                        wanted.update(getattr(row, name) for name in _REFERENCES)
-                        yield row
-                elif device is None or row.id in wanted or _closed_by(row) in wanted:
-                    yield row
+    def snapshot(self) -> AbstractContextManager[None]:
+        """Within it everything that is read is of one moment."""
+        return self.link.snapshot()
 
-    def _devices(self, name: str | None) -> set[str]:
-        text = sqlite.sql("SELECT id FROM device WHERE name = ?")
-        return {row[0] for row in self._link.execute(text, (name,))}
+    def rows(self, *, device: str | None = None) -> Iterator[Row]:
+        """Every row by table and id, referents first, a page of them held at a time.
+
+        With ``device`` the measurements on that GPU and what they refer to.
+        """
+        for table in TABLES:
+            for values in self.values(table, device=device):
+                yield tables.from_columns(table, values)
+
+    def values(self, table: str, *, device: str | None = None) -> Iterator[dict[str, Any]]:
+        """The rows of one table, by id, as they are stored."""
+        test, names = _of_device(table, device)
+        last = ""
+        while True:
+            page = self.link.fetch(
+                f"SELECT * FROM {table} WHERE id > ? AND {test} ORDER BY id LIMIT {PAGE}",
+                (last, *names),
+            )
+            yield from page
+            if len(page) < PAGE:
+                return
+            last = page[-1]["id"]
+
+    def bests(self) -> dict[tuple[str, str, str, str], Best]:
+        """The best of every group, by workload, device, toolchain and kind."""
+        found = self.link.fetch("SELECT * FROM standing WHERE place = 1")
+        return {
+            (r["workload_id"], r["device_id"], r["toolchain_id"], r["kind"]): Best(
+                r["measurement_id"], r["candidate_id"], r["params"], r["median_us"]
+            )
+            for r in found
+        }
+
+
+def _of_device(table: str, device: str | None) -> tuple[str, tuple[str, ...]]:
+    """A condition on rows of ``table``, and its values."""
+    if device is None:
+        return "1 = 1", ()
+    if table == "measurement":
+        return f"device_id IN ({_ON})", (device,)
+    if table == "run":
+        return f"(id IN ({_RUNS}) OR closes IN ({_RUNS}))", (device,) * 4
+    return f"id IN ({_USED % table})", (device,)

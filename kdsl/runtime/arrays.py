@@ -21,6 +21,16 @@ def like(x: Any, model: Any, dtype: Any = None) -> Any:
     return torch.from_numpy(np.ascontiguousarray(x)).to(device=model.device, dtype=kind)
 
 
+def without_modes() -> Any:
+    """Within it torch makes tensors with memory, also while calls are traced with fake ones.
+
+    For what is made once and kept: a fake tensor would outlive its trace.
+    """
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    return _disable_current_modes()
+
+
 def uploaded(x: npt.NDArray[Any], dtype: str, device: Any) -> Any:
     """A NumPy array as a torch tensor of a dtype on a device; the array stays as it is.
 
@@ -36,12 +46,12 @@ def uploaded(x: npt.NDArray[Any], dtype: str, device: Any) -> Any:
 _said = False
 
 
-def say_once() -> None:
-    """Warn, once a process, that there is no GPU."""
+def say_once(frames: int = 4) -> None:
+    """Warn, once a process, that there is no GPU; the caller's call is so many frames up."""
     global _said
     if not _said:
         _said = True
         warnings.warn(
             "no CUDA GPU here: kdsl runs the NumPy reference, which is exact and slow",
-            stacklevel=4,
+            stacklevel=frames,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -13,16 +13,19 @@ import numpy as np
 import numpy.typing as npt
 
 from kdsl.blocks import Blocks
-from kdsl.errors import InputError
+from kdsl.errors import ConfigError, InputError
+from kdsl.kernels.attention.backward.tunable import PARTS, BackwardTunable
 from kdsl.kernels.attention.config import Config
 from kdsl.kernels.attention.tunable import AttentionTunable
 from kdsl.reference.attention import attention as reference_attention
 from kdsl.runtime import codecache
-from kdsl.runtime.arrays import like, say_once, uploaded
+from kdsl.runtime.arrays import like, say_once, uploaded, without_modes
+from kdsl.runtime.calibration import CostModel
 from kdsl.runtime.checks import check_finite, check_tensors
-from kdsl.runtime.choice import Choice, settle
+from kdsl.runtime.choice import Choice, choose, settle
 from kdsl.runtime.operator import Operator, Tables, array_tables, require_values
-from kdsl.runtime.predict import predict_us
+from kdsl.runtime.predict import Prediction
+from kdsl.runtime.program import Program, empty_results, nothing_to_do
 from kdsl.specs import Attention
 from kdsl.targets import Target
 from kdsl.targets import get as target_named
@@ -37,6 +40,7 @@ class Bound:
     def __init__(self, spec: Attention, tables: dict[str, npt.NDArray[Any]], batch: int) -> None:
         self.tables, self.tunable = tables, AttentionTunable(spec, tables, batch)
         self.on_device: OrderedDict[Any, tuple[Any, tuple[Any, ...]]] = OrderedDict()
+        self.as_operands: OrderedDict[Any, tuple[list[Any], list[Any]]] = OrderedDict()
 
     @property
     def blocks(self) -> Blocks:
@@ -55,6 +59,31 @@ class Bound:
             _remember(self.on_device, device, made)
         return self.on_device[device]
 
+    def operands(self, device: Any, inverted: bool) -> tuple[list[Any], list[Any]]:
+        """(lists, tables) as a `Program` on kernels takes them; made once."""
+        from kdsl.kernels.attention.backward import launch
+
+        key = (device, inverted)
+        if key not in self.as_operands:
+            with without_modes():
+                held, tables = self.upload(device)
+                lists = held.tensors
+                if inverted:
+                    lists += launch.inverted(self.blocks, self.tunable.spec, device).tensors
+            _remember(self.as_operands, key, (lists, list(tables)))
+        return self.as_operands[key]
+
+    def values(self, device: Any) -> tuple[list[Any], list[Any]]:
+        """(no lists, all tables) as a `Program` on the reference takes them; made once."""
+        import torch
+
+        if device not in self.as_operands:
+            held = (self.tables.get(t.name, t.values) for t in self.tunable.spec.tables)
+            with without_modes():
+                tables = [torch.from_numpy(np.array(v)).to(device) for v in held]
+            _remember(self.as_operands, device, ([], tables))
+        return self.as_operands[device]
+
 
 class AttentionOperator(Operator):
     """Block-sparse attention of one spec on one GPU, or by the reference."""
@@ -70,13 +99,20 @@ class AttentionOperator(Operator):
         mode: str,
         here: bool,
         sample: Tables | None = None,
+        backward: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.spec, self.target, self.backend, self.here = spec, target, backend, here
         self.bound: OrderedDict[tuple[str, int], Bound] = OrderedDict()
         self.ready: OrderedDict[int, Bound] = OrderedDict()
         """By batch size: what a call without tables uses, so that it need not look at values."""
         self.fixed: dict[str, npt.NDArray[Any]] = array_tables(spec, sample)
-        self.given, self.mode = config, mode
+        self.given, self.mode, self.given_backward = config, mode, dict(backward or {})
+        for part in self.given_backward:
+            if part not in PARTS:
+                raise ConfigError(f"no backward kernel {part!r}", hint=" or ".join(PARTS))
+        self.programs: dict[bool, Program] = {}
+        """What torch's operations run: without, and with the backward."""
+        self.seen_by_torch = _seen_by_torch()
         for table in spec.open_tables:
             if table.name in self.fixed:
                 self.fixed[table.name] = table.checked(self.fixed[table.name])
@@ -97,14 +133,66 @@ class AttentionOperator(Operator):
         q, k, v = check_tensors(self.spec, tensors)
         if check:
             check_finite({"q": q, "k": k, "v": v})
-        bound = self._bound_for(tables, q.shape[0])
-        if self.backend == "reference":
-            out, lse = self._by_reference((q, k, v), bound)
+        if not isinstance(q, np.ndarray) and self.seen_by_torch((q, k, v)):
+            out, lse = _torch_ops().attention(self, (q, k, v), tables)
         else:
-            out, lse = self._by_kernel((q, k, v), bound)
+            bound = self._bound_for(tables, q.shape[0])
+            if self.backend == "reference":
+                out, lse = self._by_reference((q, k, v), bound)
+            else:
+                out, lse = self._by_kernel((q, k, v), bound)
         if check:
             check_finite({"the output": out})
         return (out, lse) if self.spec.return_lse else out
+
+    def operands(
+        self, tables: Tables | None, batch: int, device: Any, differentiated: bool
+    ) -> tuple[list[Any], list[Any], str]:
+        """What ``kdsl::attention`` takes beside q, k and v: lists, tables, the program's name."""
+        bound = self._bound_for(tables, batch)
+        if self.backend == "reference":
+            if self.target is None:
+                say_once(5)
+            lists, values = bound.values(device)
+        else:
+            self.require_here()
+            self._check_device(device)
+            lists, values = bound.operands(device, differentiated)
+        if differentiated not in self.programs:
+            program = self._program(differentiated)
+            self.programs[differentiated] = _torch_ops().remember(program)
+        return lists, values, self.programs[differentiated].name
+
+    def _program(self, differentiated: bool) -> Program:
+        if self.backend == "reference":
+            return Program(self.spec, {})
+        configs = {"forward": self._config}
+        if differentiated:
+            chosen = self.backward_choices
+            configs |= {p: Config.from_json(dict(c.params)) for p, c in chosen.items()}
+        return Program(self.spec, configs)
+
+    @cached_property
+    def backward_choices(self) -> Mapping[str, Choice]:
+        """Configurations of the backward kernels, chosen when they are first needed."""
+        if self.target is None or self.backend == "reference":
+            return {}
+        return {
+            part: choose(
+                BackwardTunable(self.tunable, part),
+                self.target,
+                self.given_backward.get(part),
+                self.mode,
+                here=self.here,
+                tables=self.fixed,
+            )
+            for part in PARTS
+        }
+
+    @property
+    def backward_source(self) -> str:
+        """The complete generated file of the backward kernels; it runs on its own."""
+        return BackwardTunable(self.tunable, "keys").source
 
     def _by_reference(self, tensors: tuple[Any, ...], bound: Bound) -> tuple[Any, Any]:
         if self.target is None:
@@ -114,8 +202,6 @@ class AttentionOperator(Operator):
         return like(out, tensors[0]), like(lse, tensors[0], np.float32)
 
     def _by_kernel(self, tensors: tuple[Any, ...], bound: Bound) -> tuple[Any, Any]:
-        import torch
-
         from kdsl.kernels.attention import launch
 
         self.require_here()
@@ -125,19 +211,21 @@ class AttentionOperator(Operator):
             out, lse = self._by_kernel(moved, bound)
             return like(out, given), like(lse, given, np.float32)
         device = tensors[0].device
+        self._check_device(device)
+        if nothing_to_do(tensors):
+            return empty_results(tensors[0])
+        lists, tables = bound.upload(device)
+        config = launch.fitting(self._config, tensors)
+        with _torch_ops().on(device):
+            return launch.launch(self.module, self.spec, config, lists, tensors, tables)
+
+    def _check_device(self, device: Any) -> None:
+        """Raise unless the kernels run on a device."""
         if device.type == "cpu" and not interpreting():
             raise InputError(
                 "the tensors are on the CPU, the kernel runs on a GPU",
                 hint='q.cuda(), or kdsl.build(spec, backend="reference")',
             )
-        q, k = tensors[:2]
-        if not q.numel() or not k.shape[2]:
-            lse = torch.full(q.shape[:3], -float("inf"), dtype=torch.float32, device=device)
-            return torch.zeros_like(q), lse
-        lists, tables = bound.upload(device)
-        config = launch.fitting(self._config, tensors)
-        with _on(device):
-            return launch.launch(self.module, self.spec, config, lists, tensors, tables)
 
     @cached_property
     def _config(self) -> Config:
@@ -174,10 +262,11 @@ class AttentionOperator(Operator):
             self.mode,
             self.here,
             {**self.fixed, **tables},
+            self.given_backward,
         )
 
     def _bound_for(self, tables: Tables | None, batch: int) -> Bound:
-        batch = batch if self._by_batch else 1
+        batch = batch if self.by_batch else 1
         if not tables and batch in self.ready:
             return self.ready[batch]
         values = {**self.fixed, **array_tables(self.spec, tables)}
@@ -188,18 +277,18 @@ class AttentionOperator(Operator):
         return bound
 
     @cached_property
-    def _by_batch(self) -> bool:
+    def by_batch(self) -> bool:
         """Whether the mask speaks of the batch, so that rows differ with its size."""
         return any("batch" in e.variables() for e in self.spec.mask.variants)
 
     def _bound(self, values: dict[str, npt.NDArray[Any]], batch: int) -> Bound:
         checked = {t.name: t.checked(values[t.name]) for t in self.spec.open_tables}
         text = b"".join(hashlib.sha256(v.tobytes()).digest() for v in checked.values())
-        key = (text.hex(), batch)
+        key = (text.hex(), batch if self.by_batch else 1)
         if key in self.bound:
             self.bound.move_to_end(key)
         else:
-            _remember(self.bound, key, Bound(self.spec, checked, batch))
+            _remember(self.bound, key, Bound(self.spec, checked, key[1]))
         return self.bound[key]
 
     def cost(self) -> Mapping[str, float]:
@@ -211,10 +300,17 @@ class AttentionOperator(Operator):
         if self.choice is not None and self.target is not None:
             # A row of the database knows the compiler's registers and spills as well.
             known = self.choice.predicted_us
-            out["predicted_us"] = known or predict_us(work, self.target)
+            out["predicted_us"] = known or self.predicted.us
             if self.choice.measured_us is not None:
                 out["measured_us"] = self.choice.measured_us
         return out
+
+    @property
+    def predicted(self) -> Prediction:
+        """The time of the configuration by the cost model, without asking a compiler."""
+        target = self.target or target_named("a100")
+        params = self.config or self.tunable.default(target)
+        return CostModel.of(self.tunable, target)(params)
 
     def explain(self) -> str:
         """Backend, configuration and its source, mask, cost, line by line."""
@@ -235,6 +331,22 @@ class AttentionOperator(Operator):
         )
 
 
+def _seen_by_torch() -> Callable[[tuple[Any, ...]], bool]:
+    """Says whether torch must see a call on some tensors."""
+    try:
+        wanted: Callable[[tuple[Any, ...]], bool] = _torch_ops().wanted
+    except ImportError:
+        return lambda tensors: False  # without torch there are arrays only
+    return wanted
+
+
+def _torch_ops() -> Any:
+    """The operations of torch."""
+    from kdsl.runtime import torch_ops
+
+    return torch_ops
+
+
 def _remember(held: OrderedDict[Any, Any], key: Any, value: Any) -> None:
     """Keep a value, and no more than `KEPT_BINDINGS`: the oldest goes."""
     held[key] = value
@@ -245,12 +357,3 @@ def _remember(held: OrderedDict[Any, Any], key: Any, value: Any) -> None:
 def interpreting() -> bool:
     """Whether Triton runs in its interpreter, on the CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def _on(device: Any) -> Any:
-    """The device as the current one: kernels launch where their tensors are."""
-    import contextlib
-
-    import torch
-
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

@@ -23,6 +23,7 @@ def build(
     backend: str | None = None,
     mode: str = "predict",
     tables: Tables | None = None,
+    backward: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Operator:
     """An operator for a spec.
 
@@ -31,7 +32,9 @@ def build(
     ``config`` is taken as given (missing settings from the default), ``backend`` is one of
     ``"triton"``, ``"cuda"``, ``"reference"``.  ``mode`` says how far the look-up of a configuration
     goes: ``"off"``, ``"strict"``, ``"nearest"``, ``"predict"``, ``"now"``.  ``tables`` gives values
-    of open tables, or a sample that the configuration is chosen for.
+    of open tables, or a sample that the configuration is chosen for.  ``backward`` gives
+    configurations of the gradients' kernels, by name: ``"keys"`` for dK and dV, ``"queries"`` for
+    dQ; they are chosen as the forward's when they are first needed.
     """
     if not isinstance(spec, (Attention, Permute)):
         raise SpecError(
@@ -45,6 +48,8 @@ def build(
     if isinstance(spec, Permute):
         from kdsl.runtime.permute import PermuteOperator
 
+        if backward:
+            raise ConfigError("permute has no backward kernels", hint="backward=None")
         picked = _pick(backend, "cuda", target)
         if picked == "cuda" and target is None:
             raise UnsupportedError(
@@ -65,7 +70,7 @@ def build(
         # The interpreter takes any configuration; an A100's default keeps it small.
         target = target_named("a100")
     here = here or interpreting()
-    return AttentionOperator(spec, target, picked, config, mode, here, tables)
+    return AttentionOperator(spec, target, picked, config, mode, here, tables, backward)
 
 
 def _pick(backend: str | None, own: str, target: Target | None) -> str:

@@ -40,14 +40,6 @@ def check_tensors(
             raise InputError(
                 f"{name} is on {x.device}, q on {q.device}", hint=f"{name}.to(q.device)"
             )
-        if getattr(x, "requires_grad", False):
-            import torch
-
-            if torch.is_grad_enabled():
-                raise InputError(
-                    f"{name} requires a gradient and this operator has no backward yet",
-                    hint="torch.no_grad(), or .detach()",
-                )
     return q, k, v
 
 

@@ -19,6 +19,7 @@ from kdsl.errors import ConfigError, StoreError
 from kdsl.runtime.keying import key_for, space_hash
 from kdsl.runtime.records import Found, Mode, Source, lookup, shipped
 from kdsl.runtime.tunable import Tunable
+from kdsl.runtime.tunables import operations
 from kdsl.specs import canonical
 from kdsl.targets import Target
 from kdsl.targets import get as target_named
@@ -130,6 +131,8 @@ def measure(
         spec.write_text(canonical(tunable.spec.to_json()))
         command = [sys.executable, "-m", "kdsl.autotune", "--gpu", target.name]
         command += ["--spec", str(spec), "--budget", budget]
+        if tunable.op != operations(tunable.spec)[0]:
+            command += ["--direction", "backward"]
         if tables:
             np.savez(values, **tables)  # type: ignore[arg-type]
             command += ["--tables", str(values)]

@@ -18,9 +18,11 @@ from kdsl.layouts import int8
 from kdsl.orders import axes
 from kdsl.runtime import codecache
 from kdsl.runtime.aot import compile_for
-from kdsl.runtime.attention import interpreting
+from kdsl.runtime.attention import AttentionOperator, interpreting
 from kdsl.runtime.builder import build, device_target
-from kdsl.runtime.records import default_path, default_sources
+from kdsl.runtime.choice import Choice
+from kdsl.runtime.operator import Operator
+from kdsl.runtime.records import default_place, default_sources
 from kdsl.runtime.tunables import tunable_for
 from kdsl.specs import DTYPES, HEAD_DIMS, Attention, Permute, Spec
 from kdsl.targets import Target
@@ -58,7 +60,7 @@ def environment() -> dict[str, str]:
     present = device_target()
     out["GPU"] = present.name if present else "none: calls run the NumPy reference"
     out["cache"] = str(codecache.cache_folder())
-    out["database"] = str(default_path())
+    out["database"] = str(default_place())
     return out
 
 
@@ -76,24 +78,31 @@ def examine(target: Target | None, say: Callable[[str], None]) -> Iterator[Findi
     if target is None:
         return
     rows = measured_rows(target)
-    for operation, spec in subjects():
-        say(f"{operation} forward {spec.dtype} head_dim {spec.head_dim}")
-        status, note = _tried(spec, target, here)
-        if known := rows[spec.to_json()["op"], spec.dtype, spec.head_dim]:
+    for operation, direction, op, spec in subjects():
+        say(f"{operation} {direction} {spec.dtype} head_dim {spec.head_dim}")
+        status, note = _tried(spec, op, target, here)
+        if known := rows[op, spec.dtype, spec.head_dim]:
             note += f"; {known} measured rows of {target.name} in the database"
-        yield Finding(operation, "forward", spec.dtype, str(spec.head_dim), status, note)
-    for dtype in DTYPES:
-        yield Finding("attention", "backward", dtype, "all", NO, "no kernel yet")
+        yield Finding(operation, direction, spec.dtype, str(spec.head_dim), status, note)
 
 
-def subjects() -> Iterator[tuple[str, Spec]]:
-    """What is tried: name and spec."""
+def subjects() -> Iterator[tuple[str, str, str, Spec]]:
+    """What is tried: name, direction, operation, spec."""
     order = axes(GRID, "WH")
-    for dtype, head_dim in itertools.product(DTYPES, HEAD_DIMS):
-        yield "attention", Attention(tokens=GRID, heads=2, head_dim=head_dim, dtype=dtype)
+    parts = {
+        "attention": ("attention", "forward"),
+        "attention_backward_keys": ("attention, dK and dV", "backward"),
+        "attention_backward_queries": ("attention, dQ", "backward"),
+    }
+    for op, (name, direction) in parts.items():
+        for dtype, head_dim in itertools.product(DTYPES, HEAD_DIMS):
+            spec = Attention(tokens=GRID, heads=2, head_dim=head_dim, dtype=dtype)
+            yield name, direction, op, spec
     for layout, dtype, head_dim in itertools.product((None, int8()), DTYPES, HEAD_DIMS):
         yield (
             f"permute{f' to {layout.code}' if layout else ''}",
+            "forward",
+            "permute",
             Permute(
                 tokens=GRID, heads=2, head_dim=head_dim, dtype=dtype, order=order, layout=layout
             ),
@@ -104,8 +113,9 @@ def measured_rows(target: Target) -> Counter[tuple[str, str, int]]:
     """Measured rows of a GPU by operation, dtype and head_dim; none where there is no database."""
     out: Counter[tuple[str, str, int]] = Counter()
     try:
+        ops = {op for _, _, op, _ in subjects()}
         with default_sources() as sources:
-            for source, op in itertools.product(sources, ("attention", "permute")):
+            for source, op in itertools.product(sources, ops):
                 for workload in source.workloads(op):
                     found = [
                         t
@@ -121,10 +131,10 @@ def measured_rows(target: Target) -> Counter[tuple[str, str, int]]:
     return out
 
 
-def _tried(spec: Spec, target: Target, here: bool) -> tuple[str, str]:
-    """(status, note) of one spec."""
+def _tried(spec: Spec, op: str, target: Target, here: bool) -> tuple[str, str]:
+    """(status, note) of one operation of a spec."""
     try:
-        return run(spec, target) if here else _compiled(spec, target)
+        return run(spec, target, op) if here else _compiled(spec, op, target)
     except StoreError:
         raise
     except (CompileError, ConfigError, UnsupportedError) as error:
@@ -135,8 +145,8 @@ def _tried(spec: Spec, target: Target, here: bool) -> tuple[str, str]:
         return FAILS, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
 
 
-def _compiled(spec: Spec, target: Target) -> tuple[str, str]:
-    tunable = tunable_for(spec)
+def _compiled(spec: Spec, op: str, target: Target) -> tuple[str, str]:
+    tunable = tunable_for(spec, op=op)
     compiled = compile_for(tunable, tunable.default(target), target)
     note = f"{compiled.registers} registers, {compiled.shared_bytes // 1024} KiB shared"
     if compiled.spill_bytes:
@@ -144,18 +154,19 @@ def _compiled(spec: Spec, target: Target) -> tuple[str, str]:
     return COMPILED, note
 
 
-def run(spec: Spec, target: Target) -> tuple[str, str]:
+def run(spec: Spec, target: Target, op: str = "") -> tuple[str, str]:
     """Run what `build` would run, on each kind of input, and hold it against the truth.
 
     Outputs start as NaN; the tolerance is the one that the tuner derives from dtype and length.
     """
-    op = build(spec, gpu=target.name)
-    runner: Any = tunable_for(spec).make_runner("cpu" if interpreting() else "cuda", codecache.load)
+    tunable = tunable_for(spec, op=op)
+    choice = _choice(build(spec, gpu=target.name), op)
+    runner: Any = tunable.make_runner("cpu" if interpreting() else "cuda", codecache.load)
     worst = None
     for family in runner.families:
         runner.prepare(family, 0)
         runner.poison()
-        runner.run(op.config)
+        runner.run(choice.params)
         check = runner.check()
         if not check.right:
             said = f": {check.reason}" if check.reason else ""
@@ -163,13 +174,21 @@ def run(spec: Spec, target: Target) -> tuple[str, str]:
             return FAILS, f"{family} inputs, {allowed}{said}"
         worst = check if worst is None or check.error > worst.error else worst
     assert worst is not None
-    assert op.choice is not None
-    time = op.choice.measured_us
+    time = choice.measured_us
     took = f", {time:.1f} us measured" if time is not None else ""
     return MEASURED, (
         f"checked just now: error {worst.error:.1e} of {worst.tolerance:.1e} allowed; "
-        f"configuration: {op.choice.rung}{took}"
+        f"configuration: {choice.rung}{took}"
     )
+
+
+def _choice(built: Operator, op: str) -> Choice:
+    """What `build` chose for one operation of a spec."""
+    part = op.rpartition("_")[2]
+    if isinstance(built, AttentionOperator) and part in built.backward_choices:
+        return built.backward_choices[part]
+    assert built.choice is not None
+    return built.choice
 
 
 def _references(say: Callable[[str], None]) -> Iterator[Finding]:

@@ -16,6 +16,10 @@ def explain_attention(op: AttentionOperator) -> str:
     spec = op.spec
     shape = f"{spec.heads} heads x {spec.query_grid.tokens} queries x {spec.key_grid.tokens} keys"
     lines = [f"attention  {shape} x head_dim {spec.head_dim}, {spec.dtype}", *_chosen(op)]
+    for part, choice in op.backward_choices.items():
+        settings = ", ".join(f"{k}={v}" for k, v in choice.params.items())
+        name = {"keys": "dK, dV", "queries": "dQ"}[part]
+        lines += [f"{name:<10} {settings}", *(f"           {line}" for line in choice.lines)]
     lines.append(f"program    {spec.program}")
     stats = op.tunable.statistics()
     if stats:
@@ -30,7 +34,7 @@ def explain_attention(op: AttentionOperator) -> str:
         lines.append(f"mask       known at the call (tables: {names}); op.bind(...) to see more")
     cost = op.cost()
     lines.append(f"work       {cost['flop'] / 1e12:.3f} TFLOP kept, {cost['bytes'] / 1e6:.1f} MB")
-    return "\n".join([*lines, *_times(cost)])
+    return "\n".join([*lines, *_times(op, cost)])
 
 
 def explain_permute(op: PermuteOperator) -> str:
@@ -43,7 +47,7 @@ def explain_permute(op: PermuteOperator) -> str:
         *_chosen(op),
         f"work       {cost['bytes'] / 1e6:.1f} MB",
     ]
-    return "\n".join([*lines, *_times(cost)])
+    return "\n".join([*lines, *_times(op, cost)])
 
 
 def _chosen(op: Operator) -> list[str]:
@@ -56,10 +60,13 @@ def _chosen(op: Operator) -> list[str]:
     return lines
 
 
-def _times(cost: Mapping[str, float]) -> list[str]:
+def _times(op: AttentionOperator | PermuteOperator, cost: Mapping[str, float]) -> list[str]:
     lines = []
     if "predicted_us" in cost:
-        lines.append(f"predicted  {cost['predicted_us']:.0f} us")
+        known = op.choice.predicted_us if op.choice is not None else None
+        lines.append(
+            f"predicted  {op.predicted}" if known is None else f"predicted  {known:.0f} us"
+        )
     if "measured_us" in cost:
         lines.append(f"measured   {cost['measured_us']:.1f} us")
     return lines

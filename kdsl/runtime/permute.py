@@ -15,12 +15,14 @@ from kdsl.kernels.permute import generate
 from kdsl.kernels.permute.tunable import PermuteTunable, traffic
 from kdsl.reference.permute import permute as reference_permute
 from kdsl.runtime.arrays import like, say_once, uploaded
+from kdsl.runtime.calibration import CostModel
 from kdsl.runtime.checks import check_finite, check_permuted
 from kdsl.runtime.choice import Choice, settle
 from kdsl.runtime.operator import Operator, Tables, array_tables, named, require_values
-from kdsl.runtime.predict import predict_us
+from kdsl.runtime.predict import Prediction
 from kdsl.specs import Permute
 from kdsl.targets import Target
+from kdsl.targets import get as target_named
 
 
 class PermuteOperator(Operator):
@@ -101,15 +103,22 @@ class PermuteOperator(Operator):
         return generate.source(self.spec, settings.Config.from_json(config))
 
     def cost(self) -> Mapping[str, float]:
-        """Bytes of a call with one batch item and, for a named GPU, the time to move them."""
+        """Bytes of a call with one batch item, and for a named GPU the predicted and measured time
+        in microseconds."""
         out = {"flop": 0.0, "bytes": float(traffic(self.spec).total)}
         if self.choice is not None and self.target is not None:
-            work = self.tunable.work(self.choice.params, self.target)
-            out["bytes"] = work.bytes
-            out["predicted_us"] = self.choice.predicted_us or predict_us(work, self.target)
+            out["bytes"] = self.tunable.work(self.choice.params, self.target).bytes
+            out["predicted_us"] = self.choice.predicted_us or self.predicted.us
             if self.choice.measured_us is not None:
                 out["measured_us"] = self.choice.measured_us
         return out
+
+    @property
+    def predicted(self) -> Prediction:
+        """The time of the configuration by the cost model, without asking a compiler."""
+        target = self.target or target_named("a100")
+        params = self.config or self.tunable.default(target)
+        return CostModel.of(self.tunable, target)(params)
 
     def explain(self) -> str:
         """Backend, configuration and its source, and cost, line by line."""

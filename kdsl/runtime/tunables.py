@@ -13,16 +13,29 @@ from kdsl.specs import Attention, Permute, Spec
 
 
 def tunable_for(
-    spec: Spec, tables: Mapping[str, npt.NDArray[Any]] | None = None, batch: int = 1
+    spec: Spec,
+    tables: Mapping[str, npt.NDArray[Any]] | None = None,
+    batch: int = 1,
+    op: str = "",
 ) -> Tunable:
     """What there is to choose about a spec, for given values of its tables.
 
-    UnsupportedError for an operation that has nothing to tune.
+    ``op`` names one of `operations`, the first unless given.  UnsupportedError for what has nothing
+    to tune.
     """
+    if op and op not in operations(spec):
+        raise UnsupportedError(
+            f"{type(spec).__name__} has no operation {op!r}", hint=", ".join(operations(spec))
+        )
     if isinstance(spec, Attention):
         from kdsl.kernels.attention.tunable import AttentionTunable
 
-        return AttentionTunable(spec, tables, batch)
+        forward = AttentionTunable(spec, tables, batch)
+        if op in ("", forward.op):
+            return forward
+        from kdsl.kernels.attention.backward.tunable import PARTS, BackwardTunable
+
+        return next(t for t in (BackwardTunable(forward, part) for part in PARTS) if t.op == op)
     if isinstance(spec, Permute):
         from kdsl.kernels.permute.tunable import PermuteTunable
 
@@ -30,3 +43,10 @@ def tunable_for(
     raise UnsupportedError(
         f"nothing can be tuned about {type(spec).__name__} yet", hint="kdsl.Attention(...)"
     )
+
+
+def operations(spec: Spec) -> tuple[str, ...]:
+    """Names of what can be tuned about a spec: the forward first, then its backward's kernels."""
+    if isinstance(spec, Attention):
+        return "attention", "attention_backward_keys", "attention_backward_queries"
+    return ("permute",) if isinstance(spec, Permute) else ()

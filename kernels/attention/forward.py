@@ -9,89 +9,17 @@ files differ in the leaves alone.
 import triton
 import triton.language as tl
 
-# --- leaves: replaced by generated functions of the same names ---
-
-
-@triton.jit
-def tile_facts(row, column, head, batch, tables):
-    """What the mask knows of a tile beforehand, as bits: looked up a step ahead of its use."""
-    return row * 0
-
-
-@triton.jit
-def mask(q, k, qs, ks, row, column, known, head, batch, tables):
-    """Whether query token q sees key token k.
-
-    qs and ks are their stored positions, row and column their mask block, `known` its facts: one
-    for all of a tile.
-    """
-    return (q >= 0) & (k >= 0)
-
-
-@triton.jit
-def query_index(s, head, tables):
-    """The original query token at stored position s."""
-    return s + 0
-
-
-@triton.jit
-def key_index(s, head, tables):
-    """The original key token at stored position s."""
-    return s + 0
-
-
-# --- end of leaves ---
-
-
-@triton.jit
-def load_rows(base, tokens, stride_n, stride_d, limit, D0: tl.constexpr, D1: tl.constexpr):
-    """Rows of a matrix in two parts of D0 and D1 columns; rows that `limit` excludes read 0."""
-    rows = base + tokens.to(tl.int64)[:, None] * stride_n
-    first = tl.load(rows + tl.arange(0, D0)[None, :] * stride_d, mask=limit[:, None], other=0.0)
-    if D1:
-        second = tl.load(
-            rows + (D0 + tl.arange(0, D1))[None, :] * stride_d, mask=limit[:, None], other=0.0
-        )
-    else:
-        second = first
-    return first, second
-
-
-@triton.jit
-def load_all_rows(base, tokens, stride_n, stride_d, D0: tl.constexpr, D1: tl.constexpr):
-    """`load_rows` where every row is inside."""
-    rows = base + tokens.to(tl.int64)[:, None] * stride_n
-    first = tl.load(rows + tl.arange(0, D0)[None, :] * stride_d)
-    if D1:
-        second = tl.load(rows + (D0 + tl.arange(0, D1))[None, :] * stride_d)
-    else:
-        second = first
-    return first, second
-
-
-@triton.jit
-def load_described(
-    first, second, batch, head, row, N: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr
-):
-    """`N` rows through tensor descriptors; rows past the end read 0."""
-    a = first.load([batch, head, row, 0]).reshape(N, D0)
-    if D1:
-        b = second.load([batch, head, row, D0]).reshape(N, D1)
-    else:
-        b = a
-    return a, b
-
-
-@triton.jit
-def key_block(columns, i, steps, MASK_N: tl.constexpr, BLOCK_N: tl.constexpr):
-    """The mask block that step i works in; 0 past the end."""
-    return tl.load(columns + i // (MASK_N // BLOCK_N), mask=i < steps, other=0)
-
-
-@triton.jit
-def key_start(column, i, MASK_N: tl.constexpr, BLOCK_N: tl.constexpr):
-    """The stored position at which the keys of step i start, in that mask block."""
-    return column * MASK_N + i % (MASK_N // BLOCK_N) * BLOCK_N
+from kdsl.kernels.attention.common import (
+    key_index,
+    listed_block,
+    load_all_rows,
+    load_described,
+    load_rows,
+    mask,
+    query_index,
+    tile_facts,
+    tile_start,
+)
 
 
 @triton.jit
@@ -165,9 +93,9 @@ def attention_forward(
     # Columns are looked up two steps ahead.  Were a step's loads to wait for a look-up of its own,
     # the compiler would pipeline both, and keep half as many keys and values in flight.
     steps = n_full * SPLIT_N
-    column = key_block(columns, 0, steps, MASK_N, BLOCK_N)
-    ahead = key_block(columns, 1, steps, MASK_N, BLOCK_N)
-    at = key_start(column, 0, MASK_N, BLOCK_N)
+    column = listed_block(columns, 0, steps, MASK_N, BLOCK_N)
+    ahead = listed_block(columns, 1, steps, MASK_N, BLOCK_N)
+    at = tile_start(column, 0, MASK_N, BLOCK_N)
     k_tokens = key_index(tl.minimum(at + tl.arange(0, BLOCK_N), keys - 1), head, tables)
     for i in tl.range(0, steps):
         if DESCRIBED:
@@ -188,16 +116,16 @@ def attention_forward(
         if D1:
             acc1 = tl.dot(p, v1, acc1 * fade[:, None], input_precision=PRECISION)
         column = ahead
-        ahead = key_block(columns, i + 2, steps, MASK_N, BLOCK_N)
-        at = key_start(column, i + 1, MASK_N, BLOCK_N)
+        ahead = listed_block(columns, i + 2, steps, MASK_N, BLOCK_N)
+        at = tile_start(column, i + 1, MASK_N, BLOCK_N)
         k_tokens = key_index(tl.minimum(at + tl.arange(0, BLOCK_N), keys - 1), head, tables)
 
     columns += n_full
     steps = n_partial * SPLIT_N
-    column = key_block(columns, 0, steps, MASK_N, BLOCK_N)
-    ahead = key_block(columns, 1, steps, MASK_N, BLOCK_N)
+    column = listed_block(columns, 0, steps, MASK_N, BLOCK_N)
+    ahead = listed_block(columns, 1, steps, MASK_N, BLOCK_N)
     known = tile_facts(row, column, head, batch, tables)
-    at = key_start(column, 0, MASK_N, BLOCK_N)
+    at = tile_start(column, 0, MASK_N, BLOCK_N)
     k_tokens = key_index(tl.minimum(at + tl.arange(0, BLOCK_N), keys - 1), head, tables)
     for i in tl.range(0, steps):
         ks = at + tl.arange(0, BLOCK_N)
@@ -227,8 +155,8 @@ def attention_forward(
             acc1 = tl.dot(p, v1, acc1 * fade[:, None], input_precision=PRECISION)
         column = ahead
         known = tile_facts(row, column, head, batch, tables)
-        ahead = key_block(columns, i + 2, steps, MASK_N, BLOCK_N)
-        at = key_start(column, i + 1, MASK_N, BLOCK_N)
+        ahead = listed_block(columns, i + 2, steps, MASK_N, BLOCK_N)
+        at = tile_start(column, i + 1, MASK_N, BLOCK_N)
         k_tokens = key_index(tl.minimum(at + tl.arange(0, BLOCK_N), keys - 1), head, tables)
 
     nothing = total == 0.0

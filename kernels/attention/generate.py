@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from functools import cache
 from pathlib import Path
 
@@ -12,23 +13,32 @@ from kdsl.kernels.attention.heads import grouped
 from kdsl.specs import Attention
 
 TEMPLATE = Path(__file__).parent / "forward.py"
+COMMON = Path(__file__).parent / "common.py"
+IMPORT = re.compile(r"from kdsl\.kernels\.attention\.common import \(\n(?:    \w+,\n)+\)\n")
 BEGIN = "# --- leaves: replaced by generated functions of the same names ---\n"
 END = "# --- end of leaves ---\n"
 
 
 @cache
-def template_hash() -> str:
-    """Changes with the template, and with the modules that print leaves into it."""
+def template_hash(template: Path = TEMPLATE) -> str:
+    """Changes with the template, what it shares with others, and what prints leaves into it."""
     modules = (tables, heads, tiles, triton_source)
-    parts = (TEMPLATE, Path(__file__), *(Path(str(m.__file__)) for m in modules))
+    parts = (template, COMMON, Path(__file__), *(Path(str(m.__file__)) for m in modules))
     return hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()[:16]
 
 
-def source(spec: Attention) -> str:
-    """The complete kernel file for a spec: the template with the spec's leaves."""
-    before, rest = TEMPLATE.read_text().split(BEGIN)
+def source(spec: Attention, template: Path = TEMPLATE) -> str:
+    """The complete kernel file for a spec: the template, what it shares, the spec's leaves."""
+    before, rest = inlined(template).split(BEGIN)
     _, after = rest.split(END)
-    return before + triton_source.HELPERS.lstrip() + "\n\n" + leaves(spec) + after.lstrip("\n")
+    return before + triton_source.HELPERS + "\n\n" + leaves(spec) + after.lstrip("\n")
+
+
+def inlined(template: Path) -> str:
+    """A template with the text of `common` in place of its import: it stands alone."""
+    text = template.read_text()
+    shared = BEGIN + COMMON.read_text().split(BEGIN)[1]
+    return IMPORT.sub(lambda _: shared, text)
 
 
 def leaves(spec: Attention) -> str:

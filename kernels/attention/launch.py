@@ -31,6 +31,11 @@ class Lists:
     rows: int
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """What lies on the device, in the order of the fields."""
+        return [self.start, self.full, self.partial, self.index, self.tiles]
+
+    @property
     def strides(self) -> tuple[int, int]:
         """Entries between batch items and between heads; 0 where they share rows."""
         batch, heads, _ = self.start.shape
@@ -40,8 +45,11 @@ class Lists:
         )
 
 
-def lists(blocks: Blocks, heads: int, device: Any) -> Lists:
-    """Upload rows of blocks; a ragged last key block counts as partial, for it must be bounded."""
+def lists(blocks: Blocks, heads: int, device: Any, summed: int = 1) -> Lists:
+    """Upload rows of blocks; a ragged last key block counts as partial, for it must be bounded.
+
+    ``summed`` neighbouring heads make one tile, as in the gradients of grouped keys.
+    """
     import torch
 
     full, partial = blocks.full, blocks.partial
@@ -60,17 +68,18 @@ def lists(blocks: Blocks, heads: int, device: Any) -> Lists:
         up(full),
         up(partial),
         up(index),
-        up(tile_order(blocks, heads)),
+        up(tile_order(blocks, heads, summed)),
         blocks.rows,
     )
 
 
-def tile_order(blocks: Blocks, heads: int) -> Any:
+def tile_order(blocks: Blocks, heads: int, summed: int = 1) -> Any:
     """``head * rows + row``: heads with most blocks first, and in each its longest rows.
 
     Long rows first keep the end of the launch short; heads together keep their keys in the L2.
     """
     counts = np.broadcast_to(blocks.counts.sum(0), (heads, blocks.rows))
+    counts = counts.reshape(heads // summed, summed, blocks.rows).sum(1)
     by_head = np.argsort(-counts.sum(1), kind="stable")
     by_row = np.argsort(-counts[by_head], axis=1, kind="stable")
     return (by_head[:, None] * blocks.rows + by_row).reshape(-1)
@@ -99,11 +108,13 @@ def launch(
         shape = (batch, heads, queries) if spec.return_lse else (1, 1, 1)
         lse = torch.empty(shape, dtype=torch.float32, device=q.device)
     d0, d1 = head_parts(head_dim)
-    tails: tuple[Any, Any, Any] = (None, None, None)
-    heads_of: tuple[Any, Any, Any] = tensors
+    tails: tuple[Any, ...] = (None, None, None)
+    heads_of: tuple[Any, ...] = tensors
     described = config.loads == "descriptor"
     if described:
-        heads_of, tails = describe(tensors, config, d0, d1)
+        heads_of, tails = describe(
+            tensors, (config.block_m, config.block_n, config.block_n), d0, d1
+        )
     programs = batch * heads * held.rows * (spec.block[0] // config.block_m)
     module.attention_forward[(programs,)](
         *heads_of, out, lse, *tails,
@@ -132,18 +143,17 @@ def fitting(config: Config, tensors: tuple[Tensor, ...]) -> Config:
 
 
 def describe(
-    tensors: tuple[Tensor, Tensor, Tensor], config: Config, d0: int, d1: int
+    tensors: tuple[Tensor, ...], rows: tuple[int, ...], d0: int, d1: int
 ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Tensor descriptors of q, k, v over the two parts of the head dimension."""
+    """Descriptors of tiles of so many rows, over the two parts of the head dimension."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    def over(x: Tensor, rows: int, columns: int) -> Any:
-        return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows, columns])
+    def over(x: Tensor, n: int, columns: int) -> Any:
+        return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, n, columns])
 
-    rows = (config.block_m, config.block_n, config.block_n)
     first = tuple(over(x, n, d0) for x, n in zip(tensors, rows, strict=True))
     if not d1:
-        return first, (None, None, None)
+        return first, (None,) * len(first)
     return first, tuple(over(x, n, d1) for x, n in zip(tensors, rows, strict=True))
 
 

@@ -147,40 +147,41 @@ def _samples(tunable: AttentionTunable, device: Any) -> list[Sample]:
     out = []
     for number, head in enumerate(sorted(heads)):
         batch = number % tunable.batch
-        rows = _rows(rng, spec.query_grid.tokens, spec.block[0])
-        mask = _mask(spec, head, batch, tunable.tables, rows)
-        targets = np.array([_target(rng, m, bool(i % 2)) for i, m in enumerate(mask)])
+        rows = sampled_rows(rng, spec.query_grid.tokens, spec.block[0])
+        mask = seen(spec, head, batch, tunable.tables, rows)
+        targets = np.array([border_target(rng, m, bool(i % 2)) for i, m in enumerate(mask)])
         arrays = (torch.from_numpy(x).to(device) for x in (rows, mask, targets))
         out.append(Sample(batch, head, *arrays))
     return out
 
 
-def _rows(rng: np.random.Generator, tokens: int, block: int) -> npt.NDArray[np.int64]:
+def sampled_rows(rng: np.random.Generator, tokens: int, block: int) -> npt.NDArray[np.int64]:
     """Both ends, both sides of a block's border, and any others."""
     border = min(block, tokens - 1)
     some = rng.integers(0, tokens, SAMPLED_ROWS - 4)
     return np.unique(np.array([0, border - 1 if border else 0, border, tokens - 1, *some]))
 
 
-def _mask(
+def seen(
     spec: Attention,
     head: int,
     batch: int,
     tables: Mapping[str, npt.NDArray[Any]] | None,
-    rows: npt.NDArray[np.int64],
+    queries: npt.NDArray[np.int64] | None = None,
+    keys: npt.NDArray[np.int64] | None = None,
 ) -> npt.NDArray[np.bool_]:
-    """Which keys some original queries of a head see, ``[rows, keys]``."""
-    positions = (
+    """Which original keys original queries of a head see, ``[queries, keys]``; None for all."""
+    q_at, k_at = (
         head_order(order, head).inverse_index(tables) for order in (spec.query_order, spec.kv_order)
     )
-    q_at, k_at = positions
-    keys = np.arange(spec.key_grid.tokens)
+    rows = np.arange(spec.query_grid.tokens) if queries is None else queries
+    columns = np.arange(spec.key_grid.tokens) if keys is None else keys
     return spec.element_mask.dense(
-        rows, keys, head=head, batch=batch, tables=tables, stored=(q_at[rows], k_at)
+        rows, columns, head=head, batch=batch, tables=tables, stored=(q_at[rows], k_at[columns])
     )
 
 
-def _target(rng: np.random.Generator, sees: npt.NDArray[np.bool_], hidden: bool) -> int:
+def border_target(rng: np.random.Generator, sees: npt.NDArray[np.bool_], hidden: bool) -> int:
     """A key at a border of what a query sees, on the one side or the other; any key if none."""
     edge = np.nonzero(np.diff(sees))[0]
     beside = np.concatenate([edge, edge + 1])

@@ -1,7 +1,7 @@
 """Shared memory of the attention template, from its configuration alone.
 
-What the compiler allocates depends on the unit that multiplies.  Read off the IR of Triton 3.9 and
-3.6, which agree:
+What the compiler allocates depends on the unit that multiplies.  Read off the binaries of Triton
+3.7, by a sample of the space in each run of the tests and by all of it at night:
 
 =========  =======================================  =============================================
 unit       where                                    what lies in shared memory
@@ -59,7 +59,6 @@ def shared_bytes(spec: Attention, config: Config, target: Target) -> int:
     m, n, stages = config.block_m, config.block_n, config.num_stages
     tiles = Tiles(m * spec.head_dim * item, n * spec.head_dim * item, m * n * item)
     unit = unit_of(spec, config, target)
-    _, tail = head_parts(spec.head_dim)
     if unit == "fma":
         row = max(m, 32) * 4 if stages > 1 else 0
         held = tiles.q + _in_flight(stages) * tiles.kv + tiles.p + row
@@ -69,12 +68,9 @@ def shared_bytes(spec: Attention, config: Config, target: Target) -> int:
         padding = PADDING if config.loads == "descriptor" else 0
         held = tiles.q + (2 * stages if stages > 1 else 1) * tiles.kv + padding
     elif stages == 1:
-        held = (
-            tiles.q + tiles.kv + (4096 if m == 128 and config.num_warps == 8 and not tail else 1024)
-        )
+        held = tiles.q + tiles.kv + (4096 if m == 128 and config.num_warps == 8 else 1024)
     else:
-        # V's head and tail share what the products of one step leave.
-        held = tiles.q + (2 * stages - bool(tail)) * tiles.kv + PADDING + BARRIERS
+        held = tiles.q + 2 * stages * tiles.kv + PADDING + 6 * BARRIERS
     return held + table_bytes(spec, config)
 
 
@@ -82,14 +78,18 @@ def _mma(spec: Attention, config: Config, tiles: Tiles) -> int:
     first, tail = head_parts(spec.head_dim)
     m, stages = config.block_m, config.num_stages
     # Rows split over warps for one product and columns for the other: P changes hands.
-    p = tiles.p if m == 16 or (not tail and m < spec.head_dim) else 0
+    p = tiles.p if (m == 16 and stages > 1) or (not tail and m < spec.head_dim) else 0
+    # Maxima of rows that several warps share.
+    p += 16 if m == 16 else 0
     if config.loads == "pointer":
         return tiles.q + _in_flight(stages) * tiles.kv + p
+    # Q lies there until it is in registers, a tail after the rest.
+    q = m * (first if tail else spec.head_dim) * ITEM_BYTES[spec.dtype]
     if stages > 1:
-        return _in_flight(stages) * tiles.kv + p + BARRIERS
+        return max(_in_flight(stages) * tiles.kv + p + BARRIERS, q + 8)
     if tail:
-        return max(m, config.block_n) * first * ITEM_BYTES[spec.dtype] + 8
-    return max(tiles.kv + p, tiles.q) + 8
+        return max(q, config.block_n * first * ITEM_BYTES[spec.dtype]) + 8
+    return max(tiles.kv + p, q) + 8
 
 
 def _in_flight(stages: int) -> int:
@@ -97,10 +97,11 @@ def _in_flight(stages: int) -> int:
     return max(2 * (stages - 1), 1)
 
 
-def table_bytes(spec: Attention, config: Config) -> int:
+def table_bytes(spec: Attention, config: Config, moving: str = "k") -> int:
     """Entries of the mask's tables: what is loaded ahead, by key or by pair.
 
-    Where they are narrow, a whole tile of them changes hands.
+    Where they are narrow, a whole tile of them changes hands.  ``moving`` is the side of which each
+    step takes other tokens, ``"k"`` or ``"q"``.
     """
     nodes = {
         node.key: node for _, expr in masks(spec)[0] for node in expr.walk() if node.op == "table"
@@ -111,7 +112,9 @@ def table_bytes(spec: Attention, config: Config) -> int:
         names = node.variables()
         if table_dtype(node.data) != "int32" and names & {"q", "qs", "k", "ks"}:
             held += 4 * pairs
-        elif names & {"k", "ks"}:
-            entries = pairs if names & {"q", "qs"} else config.block_n
+        elif names & {moving, f"{moving}s"}:
+            sides = {name[0] for name in names & {"q", "qs", "k", "ks"}}
+            alone = config.block_n if moving == "k" else config.block_m
+            entries = pairs if len(sides) > 1 else alone
             held += 4 * entries * (config.num_stages - 1)
     return held

@@ -22,7 +22,8 @@ from kdsl.kernels.attention.config import (
     head_parts,
     table_dtype,
 )
-from kdsl.kernels.attention.rule import preferences
+from kdsl.kernels.attention.distilled import distilled
+from kdsl.kernels.attention.rule import facts, preferences
 from kdsl.kernels.attention.shared import shared_bytes
 from kdsl.specs import Attention
 from kdsl.targets import Target
@@ -31,6 +32,9 @@ from kdsl.work import AheadOfTime, Work
 if TYPE_CHECKING:
     from kdsl.kernels.attention.runner import AttentionRunner
 
+OTHER_REGISTERS = 56
+"""Registers of a thread beside its accumulators, about: what cost models assume uncompiled."""
+
 
 class AttentionTunable:
     """One attention spec with the values of its tables: what the tuner and the builder ask.
@@ -38,7 +42,7 @@ class AttentionTunable:
     ``tables`` gives the open tables, or a sample of them: the mask that a choice is made for.
     """
 
-    op = "attention"
+    op: str = "attention"
     architectures = ARCHITECTURES
 
     def __init__(
@@ -66,20 +70,9 @@ class AttentionTunable:
             config = Config.from_json(dict(params))
         except ConfigError as error:
             return str(error)
-        if target.capability < min(ARCHITECTURES):
-            return f"{target.name} is below compute capability 8.0"
-        block_q, block_k = self.spec.block
-        if block_q % config.block_m or block_k % config.block_n:
-            tile = f"{config.block_m} x {config.block_n}"
-            return f"tiles of {tile} do not divide blocks of {block_q} x {block_k}"
-        for side, block in ((config.block_m, block_q), (config.block_n, block_k)):
-            if side == 16 < block:
-                return f"a tile side of 16 is for mask blocks of 16 alone, this one is {block}"
-        if config.loads == "descriptor":
-            if target.capability < (9, 0):
-                return f"{target.name} has no tensor descriptors"
-            if not describable(self.spec):
-                return "tensor descriptors need the original order"
+        problem = tile_problem(self.spec, config, target) or narrow_problem(self.spec, config)
+        if problem:
+            return problem
         each = config.block_m * config.block_n // (config.num_warps * 32)
         single = self.spec.dtype == "float32"
         if config.num_warps > 4 and each < (4 if single else 8):
@@ -89,8 +82,7 @@ class AttentionTunable:
         if single and each * self.spec.head_dim > 1024:
             return f"{each * self.spec.head_dim} multiply-adds a thread and product, 1024 at most"
         # Accumulators alone: beyond this they spill far and wide, and compile for minutes.
-        first, second = head_parts(self.spec.head_dim)
-        held = config.block_m * (first + second + config.block_n) // (config.num_warps * 32)
+        held = accumulators(self.spec, config)
         if held > 256:
             return f"{held} accumulator registers a thread"
         need = shared_bytes(self.spec, config, target)
@@ -100,11 +92,22 @@ class AttentionTunable:
 
     def default(self, target: Target) -> dict[str, Any]:
         """A good choice without any measurement: legal on this target for this spec."""
+        known = distilled(self.facts(target))
+        if known is not None and self.legal(known, target) is None:
+            return Config.from_json(known).to_json()
+        return self.written_default(target)
+
+    def written_default(self, target: Target) -> dict[str, Any]:
+        """The default of the written rule alone: what distilled ones are compared with."""
         share = self.statistics().get("partial_share", 0.0)
         for config in preferences(self.spec, target, share):
             if self._fits(config, target):
                 return config.to_json()
         raise ConfigError(f"no configuration fits {target.name}", where=repr(self.spec)[:200])
+
+    def facts(self, target: Target) -> dict[str, Any]:
+        """What rules may ask."""
+        return facts(self.spec, target, self.sizes(), self.statistics())
 
     def _fits(self, config: Config, target: Target) -> bool:
         return self.legal(config.to_json(), target) is None
@@ -129,6 +132,7 @@ class AttentionTunable:
         q_rows = self.batch * spec.heads * queries
         k_rows = self.batch * spec.group_heads * keys
         useful = 4.0 * spec.block[0] * spec.block[1] * spec.head_dim * float(counts.sum())
+        held = accumulators(spec, config)
         return Work(
             flop=float(steps.sum()) * step_flop,
             useful_flop=useful * self.batch / counts.shape[0],
@@ -140,7 +144,15 @@ class AttentionTunable:
             steps=steps,
             step_flop=step_flop,
             step_bytes=2.0 * config.block_n * spec.head_dim * item,
+            step_exp=float(config.block_m * config.block_n),
+            partial=self._partial_share,
+            registers=min(held + OTHER_REGISTERS, 255),
+            spill_bytes=4 * max(held + OTHER_REGISTERS - 255, 0),
         )
+
+    @cached_property
+    def _partial_share(self) -> float:
+        return float(self.statistics().get("partial_share", 0.0))
 
     @cached_property
     def source(self) -> str:
@@ -201,6 +213,38 @@ class AttentionTunable:
     def statistics(self) -> Mapping[str, float]:
         """Mask statistics; empty while a table is unknown."""
         return {} if self.blocks is None else self.blocks.statistics()
+
+
+def tile_problem(spec: Attention, config: Config, target: Target) -> str | None:
+    """Why tiles or loads do not go with a spec and a GPU, or None."""
+    if target.capability < min(ARCHITECTURES):
+        return f"{target.name} is below compute capability 8.0"
+    block_q, block_k = spec.block
+    if block_q % config.block_m or block_k % config.block_n:
+        tile = f"{config.block_m} x {config.block_n}"
+        return f"tiles of {tile} do not divide blocks of {block_q} x {block_k}"
+    if config.loads == "descriptor":
+        if target.capability < (9, 0):
+            return f"{target.name} has no tensor descriptors"
+        if not describable(spec):
+            return "tensor descriptors need the original order"
+        if spec.dtype == "float32":
+            return "tensor descriptors are for 16-bit products, which read shared memory"
+    return None
+
+
+def narrow_problem(spec: Attention, config: Config) -> str | None:
+    """Why a narrow tile does not go with the spec's blocks, or None."""
+    for side, block in zip((config.block_m, config.block_n), spec.block, strict=True):
+        if side == 16 < block:
+            return f"a tile side of 16 is for mask blocks of 16 alone, this one is {block}"
+    return None
+
+
+def accumulators(spec: Attention, config: Config) -> int:
+    """Registers of a thread that hold the scores of a step and the output."""
+    columns = sum(head_parts(spec.head_dim)) + config.block_n
+    return config.block_m * columns // (config.num_warps * 32)
 
 
 def describe_compile(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 import time
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -140,9 +143,11 @@ class FakeHardware(Hardware):
     ) -> None:
         self.here, self.fake, self.made = here, card or FakeCard(), pool or FakePool()
 
-    def present(self, target: Target) -> Present | None:
+    def gpus(self, target: Target | None = None) -> list[Present]:
         """The GPU, if that one is asked for."""
-        return Present(0, target, "fake-card") if target.name == self.here else None
+        if self.here is None or target not in (None, targets.get(self.here)):
+            return []
+        return [Present(0, targets.get(self.here), "fake-card")]
 
     def card(self, found: Present) -> FakeCard:
         """The made-up card."""
@@ -160,3 +165,63 @@ def write_spec(folder: Path, block: int = 64) -> Path:
     path = folder / "small.json"
     path.write_text(json.dumps(small_spec(block).to_json()))
     return path
+
+
+@dataclass(frozen=True)
+class Machine(Hardware):
+    """A machine with several made-up GPUs of one model; travels to other processes.
+
+    ``dies`` is a file that does not exist: the first process to compile makes it and is killed.
+    ``ill`` are the GPUs that cannot be measured on. ``slow_s`` is what each compilation takes.
+    ``node`` keeps the GPUs of several machines apart.
+    """
+
+    model: str = "a100"
+    count: int = 2
+    fake: FakeCard = field(default_factory=FakeCard)
+    dies: Path | None = None
+    ill: tuple[int, ...] = ()
+    slow_s: float = 0.0
+    node: str = ""
+
+    def gpus(self, target: Target | None = None) -> list[Present]:
+        """The GPUs, if they are asked for."""
+        model = targets.get(self.model)
+        if target not in (None, model):
+            return []
+        node = self.node or str(os.getpid())
+        return [Present(n, model, f"fake-{node}-{n}") for n in range(self.count)]
+
+    def card(self, found: Present) -> Any:
+        """The made-up card, or one that cannot start."""
+        return Broken() if found.index in self.ill else self.fake
+
+    def pool(self, jobs: int, environment: Mapping[str, str]) -> Any:
+        """A made-up compiler in this process."""
+        return Deadly(self.dies, self.slow_s)
+
+
+class Broken:
+    """A card without a device."""
+
+    def make(self) -> Any:
+        """Fails."""
+        raise RuntimeError("CUDA error: no CUDA-capable device is detected")
+
+
+class Deadly(FakePool):
+    """A compiler that kills the process it is in, once."""
+
+    def __init__(self, marker: Path | None, seconds: float) -> None:
+        super().__init__(seconds=seconds)
+        self.marker = marker
+
+    def result(self, key: Hashable, until: float | None = None) -> Built | None:
+        """What came of it, the fifth time."""
+        if self.marker is not None and len(self.asked) > 8:
+            try:
+                self.marker.touch(exist_ok=False)
+            except FileExistsError:
+                return super().result(key, until)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().result(key, until)

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdsl import targets, workloads
+from kdsl import Grid, Permute, orders, targets, workloads
 from kdsl.autotune.cli import main
-from kdsl.autotune.cli.arguments import command_parser, tune_parser
+from kdsl.autotune.cli.arguments import Usage, command_parser, tune_parser
 from kdsl.autotune.cli.plan import PROGRAM, understood
 from kdsl.autotune.compiling import Built
 from kdsl.autotune.measuring.fake import FakeCard
@@ -36,6 +36,39 @@ def rows(tmp_path: Path) -> list[Measurement]:
     """Measurements of the test's database."""
     with Store(tmp_path / "tuning.db") as store:
         return [row for row in store.rows() if isinstance(row, Measurement)]
+
+
+@pytest.mark.parametrize(
+    ("direction", "kernels"),
+    [
+        (None, ["clip"]),
+        ("forward", ["clip"]),
+        ("backward", ["clip backward keys", "clip backward queries"]),
+        ("both", ["clip", "clip backward keys", "clip backward queries"]),
+    ],
+)
+def test_directions(direction: str | None, kernels: list[str]) -> None:
+    """The kernels of the gradients are jobs of their own, forward is the default, and a run that is
+    gone on with keeps its direction."""
+    words = ["--gpu", "h100", "--workload", "clip"]
+    words += ["--direction", direction] if direction else []
+    plan = understood(tune_parser().parse_args(words))
+    assert [name for name, _ in plan.jobs] == kernels
+    made = [make() for _, make in plan.jobs]
+    assert [job.name for job in made] == kernels
+    assert len({job.tunable.op for job in made}) == len(made)
+    again = tune_parser().parse_args(list(plan.words))
+    assert again.direction == direction
+
+
+def test_a_spec_without_a_backward(tmp_path: Path) -> None:
+    """A spec whose only operation is forward has nothing to tune backward, and is told so."""
+    path = tmp_path / "permute.json"
+    spec = Permute(tokens=Grid(64), heads=1, head_dim=64, order=orders.identity(Grid(64)))
+    path.write_text(json.dumps(spec.to_json()))
+    words = ["--gpu", "h100", "--spec", str(path), "--direction", "backward"]
+    with pytest.raises(Usage, match="nothing backward"):
+        understood(tune_parser().parse_args(words))
 
 
 @pytest.mark.parametrize(
@@ -64,7 +97,7 @@ def test_wrong_command_lines(call: Call, tmp_path: Path, words: list[str], said:
     assert not (tmp_path / "tuning.db").exists() or not rows(tmp_path)
 
 
-@pytest.mark.parametrize("words", [["--storage", "postgresql://x/y", "--gpu", "a100"], ["--gpu"]])
+@pytest.mark.parametrize("words", [["--storage", "mysql://x/y", "--gpu", "a100"], ["--gpu"]])
 def test_what_the_parser_refuses(call: Call, words: list[str]) -> None:
     """The parser's own refusals exit with 2, too."""
     with pytest.raises(SystemExit) as stopped:

@@ -1,85 +1,70 @@
-"""What the tuner makes of faults: of the machine, a candidate, the default, the installation."""
+"""Everything that can happen to a candidate, in one run, on every kind of database."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from pathlib import Path
+from collections import Counter
 
 import pytest
 
-from kdsl.autotune.compiling import Built
+from kdsl.autotune.measuring import Bench
+from kdsl.autotune.measuring.bench import Patience
+from kdsl.autotune.measuring.fake import FakeCard
+from kdsl.autotune.session.budget import Budget
+from kdsl.autotune.session.campaign import PresentGpu
 from kdsl.autotune.store import Store
-from kdsl.errors import StoreError
-from kdsl.runtime.records import Measurement
-from tests.autotune.made_up import FakeHardware, FakePool, write_spec
+from kdsl.autotune.store.checkup import examine
+from tests.autotune.made_up import H100
+from tests.autotune.test_tuner import FACTORS, measurements, tune
 
-Call = Callable[..., tuple[int, str, str]]
-
-
-def rows(tmp_path: Path) -> list[Measurement]:
-    """Measurements of the test's database."""
-    with Store(tmp_path / "tuning.db") as store:
-        return [row for row in store.rows() if isinstance(row, Measurement)]
-
-
-class NoRoom(FakePool):
-    """A compiler that finds the disk full after so many candidates."""
-
-    left = 2
-
-    def result(self, key: Hashable, until: float | None = None) -> Built | None:
-        """One more, or the end."""
-        if not self.left:
-            raise StoreError("the compiler has no room to work", hint="free disk and memory")
-        self.left -= 1
-        return super().result(key, until)
-
-
-def test_a_full_disk_ends_the_run_and_writes_no_row(call: Call, tmp_path: Path) -> None:
-    """Exit code 1 with the reason and the way on; what was found before is kept, and only that."""
-    spec = write_spec(tmp_path)
-    hardware = FakeHardware(pool=NoRoom())
-    code, out, err = call("--gpu", "a100", "--spec", spec, "--budget", "6", hardware=hardware)
-    assert code == 1
-    assert "no a100 here: 2 predicted, 0 measured" in out
-    assert "every result so far is stored. To go on: python -m autotune --resume" in err
-    assert "the compiler has no room to work\n  try free disk and memory" in err
-    assert [row.status for row in rows(tmp_path)] == ["ok", "ok"]
-    code, out, _ = call("--gpu", "a100", "--spec", spec, "--budget", "6")
-    assert code == 0
-    assert out.splitlines()[-1] == "no a100 here: 4 predicted, 0 measured (2 more known before)"
+FAULTS = (
+    ({"num_warps": 8, "num_stages": 1}, "wrong"),
+    ({"num_warps": 8, "num_stages": 2}, "wrong_later"),
+    ({"num_warps": 8, "num_stages": 3}, "lie"),
+    ({"num_warps": 8, "num_stages": 4}, "oom"),
+    ({"num_warps": 4, "num_stages": 1, "block_n": 32}, "smem"),
+    ({"num_warps": 4, "num_stages": 1, "block_n": 64}, "illegal_access"),
+    ({"num_warps": 4, "num_stages": 2, "block_n": 64, "loads": "pointer"}, "kill"),
+    ({"num_warps": 4, "num_stages": 4, "block_n": 64, "loads": "pointer"}, "hang"),
+    ({"num_warps": 4, "num_stages": 3, "block_n": 64, "loads": "pointer"}, "hang_compile"),
+    ({"num_warps": 4, "num_stages": 2, "block_n": 64, "loads": "descriptor"}, "compile_error"),
+    ({"num_warps": 4, "num_stages": 4, "block_n": 64, "loads": "descriptor"}, "throttle"),
+)
+STATUS = {
+    "wrong": "wrong", "wrong_later": "wrong", "lie": "too_fast", "oom": "oom", "smem": "smem",
+    "illegal_access": "crash", "kill": "crash", "hang": "run_timeout",
+    "hang_compile": "compile_timeout", "compile_error": "compile_error", "throttle": "ok", "": "ok",
+}  # fmt: skip
+SHORT = Patience(compile=1.0, check=1.0, time=1.0)
 
 
-def test_failures_are_counted_apart(call: Call, tmp_path: Path) -> None:
-    """What did not compile was not predicted; a default without a time is exit code 1."""
-    refused = Built("compile_error", "out of registers")
-    some = FakePool(broken=lambda params: refused if params["num_warps"] == 8 else None)
-    spec = write_spec(tmp_path)
-    code, out, _ = call(
-        "--gpu", "a100", "--spec", spec, "--budget", "12", hardware=FakeHardware(pool=some)
-    )
-    found = [row.status for row in rows(tmp_path)]
-    assert 0 < found.count("compile_error") < 12, "the case shows nothing"
-    said = f"{found.count('ok')} predicted, 0 measured, {found.count('compile_error')} failed"
-    assert out.splitlines()[-1] == f"no a100 here: {said}"
-    default = next(row for row in rows(tmp_path) if row.is_default)
-    assert code == (0 if default.status == "ok" else 1)
+@pytest.fixture
+def card() -> FakeCard:
+    """A GPU on which the fastest settings all fail somehow."""
+    return FakeCard(base_us=100.0, factors=FACTORS, faults=FAULTS, noise=0.002)
 
 
-def test_a_default_without_a_time_is_a_fault(call: Call, tmp_path: Path) -> None:
-    """Exit code 1, and a line that names the workload and the compiler's reason."""
-    broken = FakePool(broken=lambda params: Built("compile_error", "out of registers"))
-    words = ("--gpu", "a100", "--spec", write_spec(tmp_path), "--budget", "2")
-    code, out, err = call(*words, hardware=FakeHardware(pool=broken))
-    assert code == 1
-    assert "the built-in default has no time: compile_error: out of registers" in err
-    assert out.splitlines()[-1] == "no a100 here: 0 predicted, 0 measured, 2 failed"
-
-
-def test_without_optuna(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tuning says what to install; ``show`` needs no optuna."""
-    monkeypatch.setattr("kdsl.autotune.cli.find_spec", lambda name: None)
-    code, _, err = call("--gpu", "a100", "--workload", "clip")
-    assert code == 1
-    assert 'pip install "kdsl-kernels[tune]"' in err
-    assert call("show")[0] == 0
+def test_every_fault_is_a_row_and_none_wins(store: Store, card: FakeCard) -> None:
+    """Hangs, crashes, illegal accesses, wrong results, impossible times, throttling and lack of
+    memory: each candidate has a row with its own status and a reason, once but for the finals; the
+    best is the fastest of the sound ones, and the next run tries nothing again."""
+    with Bench(card, patience=SHORT) as bench:
+        tally, pool, _ = tune(store, PresentGpu(H100, bench), budget=Budget(100))
+        again, second, _ = tune(store, PresentGpu(H100, bench), budget=Budget(100))
+    assert (again.new, second.asked) == (0, [])
+    found = measurements(store)
+    seen = {card.fault(params) for _, params in found}
+    assert seen == {fault for _, fault in FAULTS} | {""}
+    for row, params in found:
+        assert row.status == STATUS[card.fault(params)], (row, params)
+        assert (row.status == "ok") == (row.reason == "")
+    counts = Counter(row.candidate_id for row, _ in found)
+    assert len(counts) == len(pool.asked) == 56
+    assert all(n in (1, 3) for n in counts.values())
+    assert sum(n == 3 for n in counts.values()) <= 4
+    sound = [params for row, params in found if row.status == "ok"]
+    best = min(sound, key=card.time_us)
+    assert card.time_us(tally.ranking[0].params) <= 1.01 * card.time_us(best)
+    (first,) = store.bests().values()
+    assert first.median_us == tally.ranking[0].median_us
+    subjects = {s.subject for s in examine(store) if not s.sound}
+    assert subjects <= {"rows survive a power cut"}

@@ -97,3 +97,11 @@ def test_cases_have_the_density_they_name() -> None:
             wanted = case.density + (1 - case.density) / plan.shape[-1]
             assert plan.mean() == pytest.approx(wanted, rel=0.02)
             assert plan[-1].mean() > 2 * plan[0].mean()
+
+
+def test_gradients_count_two_and_a_half_forwards() -> None:
+    """Backward cases stand beside forward ones of the same shape and density."""
+    for case in (c for c in ATTENTION.values() if c.backward):
+        forward = ATTENTION[case.id.replace("bwd", "fwd")]
+        assert (case.shape, case.density) == (forward.shape, forward.density)
+        assert case.work == 2.5 * forward.work

@@ -58,12 +58,25 @@ def test_public_names_load_nothing_heavy(python: Any, root: Path) -> None:
 
 
 def test_rooms_need_numpy_alone(python: Any, root: Path) -> None:
-    """The language, the reference, the runtime and the partitions import where only NumPy is."""
+    """The language, the reference, the runtime and the partitions import where only NumPy is.
+
+    All but the modules that speak to torch itself: they are loaded where torch is.
+    """
     names = [".".join(f.relative_to(root).with_suffix("").parts) for f in language(root)]
     names += modules(root, "reference", "runtime", "parallel")
+    for name in ("kdsl.runtime.torch_ops", "kdsl.runtime.graph_inputs"):
+        names.remove(name)
     assert {"kdsl.grid", "kdsl.runtime", "kdsl.reference.attention"} <= set(names)
     blocked = f"import sys; sys.modules.update(dict.fromkeys({HEAVY!r}))"
     python(f"{blocked}\nimport importlib\nfor n in {names!r}: importlib.import_module(n)", cwd=root)
+
+
+def test_torchs_tracer_is_not_loaded(python: Any, root: Path) -> None:
+    """Operations are registered without torch's tracer, which takes longer to load than torch."""
+    pytest.importorskip("torch")
+    python(
+        "import sys, kdsl.runtime.torch_ops; assert 'torch._dynamo' not in sys.modules", cwd=root
+    )
 
 
 def top_level_imports(tree: ast.Module) -> Iterator[str]:

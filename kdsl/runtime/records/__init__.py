@@ -7,6 +7,7 @@ Standard library alone, because every build looks up. Writing is the tuner's
 from kdsl.runtime.records.form import Row
 from kdsl.runtime.records.keys import Key
 from kdsl.runtime.records.ladder import Config, Found, Mode, lookup
+from kdsl.runtime.records.link import Place, default_place
 from kdsl.runtime.records.rows import (
     Candidate,
     Device,
@@ -17,7 +18,6 @@ from kdsl.runtime.records.rows import (
 )
 from kdsl.runtime.records.select import Standing, Trial, ranked
 from kdsl.runtime.records.sources import MemorySource, Source, default_sources, shipped
-from kdsl.runtime.records.sqlite import default_path
 
 __all__ = [
     "Candidate",
@@ -28,6 +28,7 @@ __all__ = [
     "Measurement",
     "MemorySource",
     "Mode",
+    "Place",
     "Row",
     "Run",
     "Source",
@@ -35,7 +36,7 @@ __all__ = [
     "Toolchain",
     "Trial",
     "Workload",
-    "default_path",
+    "default_place",
     "default_sources",
     "lookup",
     "ranked",

@@ -56,7 +56,7 @@ def _whole(value: Any) -> int:
 def _real(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError("is no finite number")
-    return float(value)
+    return float(value) + 0.0  # no negative zero: SQLite keeps none, and ids must survive it
 
 
 def _flag(value: Any) -> bool:

@@ -19,6 +19,10 @@ LINE_LIMIT = 1 << 21
 """Bytes; a longer line is skipped without being held in memory."""
 
 
+HEAD = dumps({"table": "meta", "schema_version": SCHEMA_VERSION}) + "\n"
+"""The first line of a file."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """A line that was skipped."""
@@ -33,7 +37,7 @@ class Problem:
 
 def write(rows: Iterable[Row]) -> Iterator[str]:
     """The lines of a file: the schema version, then the rows by table and id, each once."""
-    yield dumps({"table": "meta", "schema_version": SCHEMA_VERSION}) + "\n"
+    yield HEAD
     order = list(TABLES)
     for row in sorted(set(rows), key=lambda r: (order.index(r.table), r.id)):
         yield row.line() + "\n"

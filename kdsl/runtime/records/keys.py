@@ -24,7 +24,9 @@ class Key(NamedTuple):
     toolchain: Toolchain
 
 
-HARD_DIMS = frozenset({"head_dim", "head_dim_v", "group", "block_q", "block_k", "world_size"})
+HARD_DIMS = frozenset(
+    {"head_dim", "head_dim_v", "group", "summed", "block_q", "block_k", "world_size"}
+)
 """Sizes that shape the program; every other size is soft."""
 
 

@@ -18,7 +18,7 @@ from kdsl.errors import StoreError
 from kdsl.runtime.records.form import Row, Scalar
 from kdsl.targets import Target
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STATUSES = (
     "ok", "wrong", "compile_error", "compile_timeout", "oom", "smem", "run_timeout", "crash",
     "too_fast", "skipped",
@@ -129,7 +129,8 @@ class Run(Row):
     """One start of the tuner; ``host`` and ``card`` are pseudonyms.
 
     A run that ends adds a second row that ``closes`` the first, with ``ended``, ``complete`` and
-    counts; a run without one was cut off and can be resumed.
+    counts; a run without one was cut off and can be resumed. The share of one GPU in a run on
+    several is a row of its own, which names the whole in ``part_of``.
     """
 
     __hash__ = Row.__hash__
@@ -148,6 +149,7 @@ class Run(Row):
     ended: str = ""
     complete: bool = False
     counts: Mapping[str, int] = field(default_factory=dict)
+    part_of: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +240,6 @@ def from_content(table: str, content: Mapping[str, Any]) -> Row:
     return row
 
 
-def now() -> str:
-    """The time in UTC to the second, as rows carry it."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def now(precision: str = "seconds") -> str:
+    """The time in UTC, as rows carry it: to the second, runs to the microsecond to sort them."""
+    return datetime.now(UTC).isoformat(timespec=precision)

@@ -70,6 +70,7 @@ CREATE TABLE run (
     ended     TEXT NOT NULL,
     complete  BIGINT NOT NULL,
     counts    TEXT NOT NULL,
+    part_of   TEXT NOT NULL,
     extra     TEXT NOT NULL
 );
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,8 +10,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Protocol, cast
 
-from kdsl.runtime.records import jsonl, sqlite
+from kdsl.runtime.records import jsonl, tables
 from kdsl.runtime.records.form import Row
+from kdsl.runtime.records.link import Link, Place, connect, default_place, is_server
 from kdsl.runtime.records.rows import (
     Candidate,
     Device,
@@ -114,18 +114,16 @@ class MemorySource:
 
 
 class DatabaseSource:
-    """A tuning database behind an open connection."""
+    """A tuning database behind an open connection, of a file or of a server."""
 
-    def __init__(self, link: sqlite3.Connection, path: Path) -> None:
-        self._link, self._path = link, path
+    def __init__(self, link: Link) -> None:
+        self._link = link
         self._seen: dict[str, Row] = {}
 
     def _rows(self, table: str, **where: str) -> list[Row]:
         tests = " AND ".join(f"{name} = ?" for name in where)
-        text = sqlite.sql(f"SELECT * FROM {table} WHERE {tests}")
-        with sqlite.guard(self._path):
-            found = self._link.execute(text, tuple(where.values())).fetchall()
-        return [sqlite.from_columns(table, row) for row in found]
+        found = self._link.fetch(f"SELECT * FROM {table} WHERE {tests}", tuple(where.values()))
+        return [tables.from_columns(table, row) for row in found]
 
     def _one(self, table: str, row_id: str) -> Row:
         if row_id not in self._seen:
@@ -153,8 +151,7 @@ class DatabaseSource:
     def condemned(self) -> set[str]:
         """Hashes of binaries that ever gave a wrong result."""
         text = "SELECT DISTINCT binary_hash FROM measurement WHERE status = ? AND binary_hash <> ?"
-        with sqlite.guard(self._path):
-            return {row[0] for row in self._link.execute(sqlite.sql(text), ("wrong", ""))}
+        return {row["binary_hash"] for row in self._link.fetch(text, ("wrong", ""))}
 
 
 @cache
@@ -181,19 +178,18 @@ def shipped() -> MemorySource:
 
 
 @contextmanager
-def default_sources(path: Path | None = None) -> Iterator[list[Source]]:
-    """The user's database (``path``, else where it always is) if there is one, and the shipped one.
+def default_sources(place: Place | None = None) -> Iterator[list[Source]]:
+    """The user's database (at ``place``, else where it always is) if it is there, and the shipped
+    one.
 
     Raises :class:`~kdsl.errors.StoreError` for a database that is there and cannot be read.
     """
-    path = path or sqlite.default_path()
-    if not path.exists():
+    place = default_place() if place is None else place
+    if not is_server(place) and not Path(place).exists():
         yield [shipped()]
         return
-    link = sqlite.connect(path, write=False)
+    link = connect(place, write=False)
     try:
-        with sqlite.guard(path):
-            started = not sqlite.is_empty(link)
-        yield [DatabaseSource(link, path), shipped()] if started else [shipped()]
+        yield [shipped()] if link.is_new() else [DatabaseSource(link), shipped()]
     finally:
         link.close()

@@ -1,71 +1,41 @@
-"""One SQLite file: where it is, how it is opened, what its errors mean, rows to columns and back.
-
-SQL is plain text with ``?`` for values; :func:`sql` is the one place that turns it into another
-database's dialect.
-"""
+"""One SQLite file: how it is opened, where it may not be, and what its errors mean."""
 
 from __future__ import annotations
 
-import json
-import os
 import sqlite3
-import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from kdsl.errors import StoreError
-from kdsl.runtime.records.form import Row, dumps
+from kdsl.runtime.records import link as links
 from kdsl.runtime.records.jsonl import check_version
-from kdsl.runtime.records.rows import TABLES
+from kdsl.runtime.records.link import Symptom
 
-BUSY_S = 30.0
-"""How long a reader or writer waits for another before it gives up."""
 _NETWORK = frozenset(
     (
         "nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "lustre", "gpfs", "beegfs",
-        "glusterfs", "orangefs", "fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.s3fs",
-        "fuse.gcsfuse", "fuse.rclone",
+        "glusterfs", "orangefs", "ncpfs", "coda", "acfs", "pvfs2", "fuse.sshfs",
+        "fuse.glusterfs", "fuse.ceph", "fuse.s3fs", "fuse.gcsfuse", "fuse.rclone", "fuse.juicefs",
+        "fuse.mount-s3", "fuse.blobfuse", "fuse.blobfuse2", "fuse.weed", "fuse.moosefs",
     )
 )  # fmt: skip
 
 
-def default_path() -> Path:
-    """``KDSL_DB``, else ``kdsl/tuning.sqlite`` in the user's data folder.
-
-    Not the cache folder, which people empty: rows are hours of a GPU.
-    """
-    named = os.environ.get("KDSL_DB")
-    if named:
-        return Path(named).expanduser()
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Application Support"
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    else:
-        given = os.environ.get("XDG_DATA_HOME", "")
-        base = Path(given) if given.startswith("/") else Path.home() / ".local" / "share"
-    return base / "kdsl" / "tuning.sqlite"
-
-
-def sql(text: str, dialect: Literal["sqlite", "postgresql"] = "sqlite") -> str:
-    """``text`` with the placeholders of ``dialect``."""
-    return text if dialect == "sqlite" else text.replace("%", "%%").replace("?", "%s")
-
-
-def statements(script: str) -> list[str]:
-    """The statements of a .sql file, without comments."""
-    lines = [line for line in script.splitlines() if not line.lstrip().startswith("--")]
-    return [part.strip() for part in "\n".join(lines).split(";\n") if part.strip()]
-
-
-def schema() -> list[str]:
-    """The statements that make an empty database a tuning database."""
-    return statements(files("kdsl.runtime.records").joinpath("schema.sql").read_text() + "\n")
+def file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> tuple[str, Path]:
+    """Kind and mount point of the file system that ``path`` is or would be on; empty if unknown."""
+    place, kind = Path("/"), ""
+    if not mounts.exists():
+        return kind, place
+    target = path.absolute().resolve()
+    for line in mounts.read_text(errors="replace").splitlines():
+        _, folder, this_kind, *_ = (*line.split(), "", "", "")
+        mounted = Path(folder.replace(r"\040", " "))
+        if target.is_relative_to(mounted) and len(mounted.parts) >= len(place.parts):
+            place, kind = mounted, this_kind
+    return kind, place
 
 
 def refuse_network(path: Path, mounts: Path = Path("/proc/mounts")) -> None:
@@ -73,20 +43,12 @@ def refuse_network(path: Path, mounts: Path = Path("/proc/mounts")) -> None:
 
     SQLite's locks and its shared index do not work there, and rows would be lost in silence.
     """
-    if not mounts.exists():
-        return
-    place, kind = Path("/"), ""
-    target = path.absolute().resolve()
-    for line in mounts.read_text(errors="replace").splitlines():
-        _, folder, this_kind, *_ = (*line.split(), "", "", "")
-        mounted = Path(folder.replace(r"\040", " "))
-        if target.is_relative_to(mounted) and len(mounted.parts) >= len(place.parts):
-            place, kind = mounted, this_kind
+    kind, place = file_system(path, mounts)
     if kind in _NETWORK:
         raise StoreError(
             f"{path} is on a network file system ({kind} at {place}), where SQLite loses rows",
             hint="KDSL_DB=<a path on a local disk>; to share rows between machines, export them "
-            "to JSONL and import that, or use --storage postgresql://...",
+            "to JSONL and merge that, or use --storage postgresql://...",
         )
 
 
@@ -100,14 +62,14 @@ _ERRORS = {
     ),
     "SQLITE_NOTADB": (
         "is corrupt or no database at all",
-        "move the file away, then run again; import exported JSONL to get rows back",
+        "move the file away, then run again; merge exported JSONL to get rows back",
     ),
     "SQLITE_CORRUPT": (
         "is corrupt or no database at all",
         "move the file away, then run again; `sqlite3 FILE .recover` may save its rows",
     ),
     "SQLITE_BUSY": (
-        f"is locked by another process for over {BUSY_S:.0f} s",
+        f"is locked by another process for over {links.BUSY_S:.0f} s",
         "wait for the other process, or end it",
     ),
     "SQLITE_IOERR": ("cannot be read or written: the disk fails", "another disk: KDSL_DB=<path>"),
@@ -128,40 +90,136 @@ def guard(path: Path) -> Iterator[None]:
         ) from error
 
 
-def connect(path: Path, *, write: bool) -> sqlite3.Connection:
-    """Open the database. Without ``write`` the file must be there and stays as it is.
+class SqliteLink:
+    """A file, in write-ahead mode once somebody opened it to write."""
 
-    Raises :class:`~kdsl.errors.StoreError` for network file systems, unwritable paths, files that
-    are no database, and databases of a newer version.
-    """
-    if path.is_dir():
-        raise StoreError(
-            f"the tuning database {path} is a folder", hint=f"KDSL_DB={path / 'tuning.sqlite'}"
-        )
-    refuse_network(path)
-    if write:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+    def __init__(self, path: Path, *, write: bool) -> None:
+        self.path = path
+        if path.is_dir():
             raise StoreError(
-                f"the folder of the tuning database {path} cannot be made: {error.strerror}",
-                hint="KDSL_DB=<a path in a folder you may write to>",
-            ) from error
-    with guard(path):
+                f"the tuning database {path} is a folder", hint=f"KDSL_DB={path / 'tuning.db'}"
+            )
+        refuse_network(path)
+        if write:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise StoreError(
+                    f"the folder of the tuning database {path} cannot be made: {error.strerror}",
+                    hint="KDSL_DB=<a path in a folder you may write to>",
+                ) from error
+        with guard(path):
+            self.raw = _opened(path, write)
         try:
-            return _open(path, "mode=rwc" if write else "mode=ro")
-        except sqlite3.OperationalError as error:
-            # Write-ahead mode wants files beside the database even to read. Where nobody may make
-            # them and nobody left any, the file is all there is.
-            barred = error.sqlite_errorname.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY"))
-            if write or not barred or Path(f"{path}-wal").exists() or not path.is_file():
-                raise
-            return _open(path, "mode=ro&immutable=1")
+            if write:
+                with guard(path):
+                    self._write_ahead()
+        except BaseException:
+            self.raw.close()
+            raise
+
+    def _write_ahead(self) -> None:
+        deadline = time.monotonic() + links.BUSY_S
+        while True:  # this change does not wait for other processes by itself
+            try:
+                self.raw.execute("PRAGMA journal_mode = WAL").fetchone()
+                break
+            except sqlite3.OperationalError as error:
+                busy = error.sqlite_errorname.startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
+                if not busy or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+        self.raw.execute("PRAGMA synchronous = FULL")
+
+    @property
+    def name(self) -> str:
+        """The path."""
+        return str(self.path)
+
+    def fetch(self, text: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        """The rows that a query finds."""
+        with guard(self.path):
+            return [dict(row) for row in self.raw.execute(links.sql(text), tuple(values))]
+
+    def run(self, text: str, values: Sequence[Any] = ()) -> int:
+        """Execute a statement; how many rows it touched."""
+        with guard(self.path):
+            return self.raw.execute(links.sql(text), tuple(values)).rowcount
+
+    @contextmanager
+    def _within(self, begin: str) -> Iterator[None]:
+        self.run(begin)
+        try:
+            with guard(self.path):
+                yield
+            self.run("COMMIT")
+        except BaseException:
+            if self.raw.in_transaction:
+                self.run("ROLLBACK")
+            raise
+
+    def transaction(self) -> Any:
+        """All that is written within happens, or nothing; other writers wait."""
+        return self._within("BEGIN IMMEDIATE")
+
+    def snapshot(self) -> Any:
+        """All that is read within is of one moment."""
+        return self._within("BEGIN")
+
+    def starting(self) -> Any:
+        """A transaction: there is one writer at a time anyway."""
+        return self.transaction()
+
+    def alone(self) -> Any:
+        """A transaction: there is one writer at a time anyway."""
+        return self.transaction()
+
+    def compact(self) -> None:
+        """Make the file as small as its rows are."""
+        self.run("VACUUM")
+        self.fetch("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def health(self) -> list[Symptom]:
+        """File system, write-ahead mode, the file's own check of its pages."""
+        kind, place = file_system(self.path)
+        with guard(self.path):
+            mode = self.raw.execute("PRAGMA journal_mode").fetchone()[0]
+            pages = [row[0] for row in self.raw.execute("PRAGMA integrity_check(5)")]
+            dangling = self.raw.execute("PRAGMA foreign_key_check").fetchall()
+        size = self.path.stat().st_size
+        return [
+            Symptom("file", True, f"{size / 2**20:.1f} MiB, SQLite {sqlite3.sqlite_version}"),
+            Symptom("file system", kind not in _NETWORK, f"{kind or 'unknown'} at {place}"),
+            Symptom("write-ahead mode", mode == "wal", mode),
+            Symptom("pages", pages == ["ok"], "; ".join(map(str, pages))[:300]),
+            Symptom("references", not dangling, f"{len(dangling)} lead nowhere"),
+        ]
+
+    def is_new(self) -> bool:
+        """Whether the file has no tables."""
+        with guard(self.path):
+            return is_empty(self.raw)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.raw.close()
+
+
+def _opened(path: Path, write: bool) -> sqlite3.Connection:
+    try:
+        return _open(path, "mode=rwc" if write else "mode=ro")
+    except sqlite3.OperationalError as error:
+        # Write-ahead mode wants files beside the database even to read. Where nobody may make
+        # them and nobody left any, the file is all there is.
+        barred = error.sqlite_errorname.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY"))
+        if write or not barred or Path(f"{path}-wal").exists() or not path.is_file():
+            raise
+        return _open(path, "mode=ro&immutable=1")
 
 
 def _open(path: Path, query: str) -> sqlite3.Connection:
     link = sqlite3.connect(
-        f"{path.absolute().as_uri()}?{query}", uri=True, timeout=BUSY_S, isolation_level=None
+        f"{path.absolute().as_uri()}?{query}", uri=True, timeout=links.BUSY_S, isolation_level=None
     )
     try:
         link.row_factory = sqlite3.Row
@@ -178,35 +236,9 @@ def _version(link: sqlite3.Connection) -> int:
     """The schema version, 0 in somebody else's database."""
     if not link.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
         return 0
-    found = link.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchone()
-    return int(found[0]) if found and str(found[0]).isdecimal() else 0
+    return links.stored_version(link.execute(links.VERSION).fetchall())
 
 
 def is_empty(link: sqlite3.Connection) -> bool:
     """Whether the database has no tables yet."""
     return not link.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
-
-
-@cache
-def _kinds(table: str) -> dict[str, str]:
-    return {spec.name: str(spec.type) for spec in fields(TABLES[table])}
-
-
-def columns(row: Row) -> dict[str, Any]:
-    """A row as values for its table, id included."""
-    values: dict[str, Any] = {"id": row.id}
-    for name, kind in _kinds(row.table).items():
-        value = getattr(row, name)
-        if kind.startswith(("Mapping", "tuple")):
-            value = dumps(value)
-        values[name] = int(value) if kind == "bool" else value
-    return values
-
-
-def from_columns(table: str, values: Mapping[str, Any]) -> Row:
-    """The row that :func:`columns` took apart."""
-    content = {
-        name: json.loads(values[name]) if kind.startswith(("Mapping", "tuple")) else values[name]
-        for name, kind in _kinds(table).items()
-    }
-    return TABLES[table](**content)

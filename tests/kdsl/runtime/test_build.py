@@ -213,7 +213,7 @@ def test_a_folder_in_the_databases_place(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("KDSL_DB", str(tmp_path))
     with pytest.raises(StoreError, match="is a folder") as caught:
         kdsl.build(SPEC, gpu="h100", mode="strict")
-    assert caught.value.hint == f"KDSL_DB={tmp_path / 'tuning.sqlite'}"
+    assert caught.value.hint == f"KDSL_DB={tmp_path / 'tuning.db'}"
 
 
 def test_tables_must_come_and_fit() -> None:

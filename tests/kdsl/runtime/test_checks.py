@@ -62,11 +62,6 @@ ATTENTION: dict[str, tuple[tuple[Any, ...], str]] = {
         (Q, K.to("meta"), K),
         "k is on the meta device and has no values\n  try a tensor on a CPU or GPU",
     ),
-    "gradient": (
-        (Q, K.clone().requires_grad_(), K),
-        "k requires a gradient and this operator has no backward yet\n"
-        "  try torch.no_grad(), or .detach()",
-    ),
 }
 
 

@@ -1,92 +1,113 @@
-"""``mode="now"``: the tuner runs as a process, and what it stored is taken."""
+"""Which configuration an operator gets: the ladder as `build` walks it."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import kdsl
-from kdsl import Attention, masks, targets
-from kdsl.autotune.session.evaluate import timed
-from kdsl.autotune.session.ledger import Ledger
-from kdsl.autotune.session.outcome import Outcome
+from kdsl import Grid, masks, orders, targets
 from kdsl.autotune.store import Store
-from kdsl.errors import ConfigError
-from kdsl.runtime import choice
-from kdsl.runtime.keying import key_for, space_hash
+from kdsl.errors import ConfigError, ConfigNotFound
+from kdsl.runtime import keying
+from kdsl.runtime.records import Candidate, Measurement, Run
 from kdsl.runtime.tunables import tunable_for
+from kdsl.specs import Permute, Spec
 
+GRID = Grid(frames=4, height=6, width=8)
+PERMUTE = Permute(tokens=GRID, heads=2, head_dim=64, order=orders.axes(GRID, "HWF"))
+ATTENTION = kdsl.Attention(tokens=GRID, heads=2, head_dim=64, mask=masks.causal())
+SPECS = pytest.mark.parametrize("spec", [PERMUTE, ATTENTION], ids=["permute", "attention"])
 H100 = targets.get("h100")
-SPEC = Attention(
-    tokens=256, heads=2, head_dim=64, mask=masks.blocks("plan", block=(64, 64)), block=(64, 64)
-)
-PLAN = {"plan": np.ones((2, 4, 4), np.uint8)}
-CHOSEN = {"block_m": 64, "block_n": 32, "num_warps": 4, "num_stages": 2, "loads": "pointer"}
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A database of the test's own."""
-    monkeypatch.setenv("KDSL_DB", str(tmp_path / "tuning.sqlite"))
-    return tmp_path / "tuning.sqlite"
+    """The database that builds look at; empty."""
+    path = tmp_path / "tuning.db"
+    monkeypatch.setenv("KDSL_DB", str(path))
+    return path
 
 
-def settle(mode: str, here: bool = True) -> choice.Choice:
-    """The choice for the spec on an H100."""
-    tunable = tunable_for(SPEC, PLAN)
-    found = choice.settle(tunable, H100, "triton", None, mode, here=here, tables=PLAN)
-    assert found is not None
-    return found
+def other(spec: Spec) -> dict[str, Any]:
+    """A legal configuration that is not the default."""
+    tunable = tunable_for(spec)
+    default = tunable.default(H100)
+    for name, values in tunable.space(H100).items():
+        for value in values:
+            params = {**default, name: value}
+            if params != default and tunable.legal(params, H100) is None:
+                return params
+    raise AssertionError("the space has one point")
 
 
-def test_what_the_tuner_stored_is_taken(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spec and tables reach the process as files; its row is then the answer, and is asked once."""
-    calls = []
-
-    def tuner(command: list[str], **options: Any) -> Any:
-        words = dict(zip(command[3::2], command[4::2], strict=True))
-        calls.append(words)
-        assert command[:3] == [sys.executable, "-m", "kdsl.autotune"]
-        spec = kdsl.Attention.from_json(json.loads(Path(words["--spec"]).read_text()))
-        with np.load(words["--tables"]) as held:
-            tunable = tunable_for(spec, dict(held))
-        with Store(database) as store:
-            run = store.begin(
-                "fake", host="", card="", budget="", sampler="", seed=0, git_rev="", git_dirty=False
-            )
-            space = space_hash(tunable.space(H100))
-            default = tunable.default(H100)
-            ledger = Ledger(store, run, key_for(tunable, H100), space, "measured", default)
-            ledger.add(timed(Outcome(CHOSEN, "ok"), [7.0, 7.1, 7.2, 7.0, 7.1]))
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(choice.subprocess, "run", tuner)
-    assert settle("now", here=False).rung == "rule"
-    assert calls == [], "nothing can be measured for a GPU that is not here"
-    found = settle("now")
-    assert (found.rung, dict(found.params), found.measured_us) == ("exact", CHOSEN, 7.1)
-    assert [words["--gpu"] for words in calls] == ["h100"]
-    assert settle("now").rung == "exact"
-    assert len(calls) == 1
-    assert settle("strict").params == CHOSEN
+def store(path: Path, spec: Spec, params: dict[str, Any]) -> None:
+    """One measured row."""
+    tunable = tunable_for(spec)
+    key = keying.key_for(tunable, H100)
+    run = Run(started="2026-01-01T00:00:00+00:00")
+    space = keying.space_hash(tunable.space(H100))
+    candidate = Candidate(space_hash=space, params=params)
+    row = Measurement(
+        workload_id=key.workload.id,
+        device_id=key.device.id,
+        toolchain_id=key.toolchain.id,
+        candidate_id=candidate.id,
+        run_id=run.id,
+        kind="measured",
+        status="ok",
+        median_us=12.5,
+        created="2026-01-01T00:00:00+00:00",
+    )
+    with Store(path) as opened:
+        opened.add(*key, run, candidate, row)
 
 
-def test_a_tuner_that_fails_is_quoted(
-    database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its exit code and last words are in the error, with the command to run by hand."""
-    fake = tmp_path / "python"
-    fake.write_text("#!/bin/sh\necho first >&2\necho the GPU is in use >&2\nexit 3\n")
-    fake.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(fake))
-    with pytest.raises(ConfigError, match="ended with exit code 3") as caught:
-        settle("now")
-    assert "the GPU is in use" in caught.value.where
-    assert "-m kdsl.autotune --gpu h100" in caught.value.hint
-    assert not database.exists()
+@SPECS
+def test_a_measured_row_is_taken(spec: Spec, database: Path) -> None:
+    """Every operation takes the measured configuration of its key, says so, and gives its time."""
+    params = other(spec)
+    store(database, spec, params)
+    op = kdsl.build(spec, gpu="h100")
+    assert dict(op.config) == params
+    assert op.cost()["measured_us"] == 12.5
+    text = op.explain()
+    assert "exact      taken: row" in text
+    assert "measured   12.5 us" in text
+    assert dict(kdsl.build(spec, gpu="h100", mode="off").config) != params
+    assert dict(kdsl.build(spec, gpu="h100", mode="strict").config) == params
+
+
+@SPECS
+def test_strict_wants_a_row(spec: Spec) -> None:
+    """Without one ``strict`` raises, and other modes take the rule and predict its time."""
+    with pytest.raises(ConfigNotFound):
+        kdsl.build(spec, gpu="h100", mode="strict")
+    op = kdsl.build(spec, gpu="h100")
+    assert dict(op.config) == tunable_for(spec).default(H100)
+    assert "rule       taken: the built-in default" in op.explain()
+    assert op.cost()["predicted_us"] > 0
+
+
+@SPECS
+def test_a_row_that_became_illegal_is_refused(spec: Spec, database: Path) -> None:
+    """A stored configuration is checked again before use, and the refusal is in the ladder."""
+    bad = {**other(spec), "nonsense": 1}
+    store(database, spec, bad)
+    op = kdsl.build(spec, gpu="h100")
+    assert dict(op.config) == tunable_for(spec).default(H100)
+    assert "refused" in op.explain()
+
+
+@SPECS
+def test_what_is_given_is_checked(spec: Spec) -> None:
+    """Given settings complete the default; unknown and illegal ones are errors."""
+    params = other(spec)
+    changed = {n: v for n, v in params.items() if v != tunable_for(spec).default(H100)[n]}
+    assert dict(kdsl.build(spec, gpu="h100", config=changed).config) == params
+    with pytest.raises(ConfigError):
+        kdsl.build(spec, gpu="h100", config={"nonsense": 1})
+    with pytest.raises(ConfigError, match="mode"):
+        kdsl.build(spec, gpu="h100", mode="sometimes")

@@ -59,7 +59,7 @@ def key_of(call):
 CASES = json.loads(sys.argv[1])
 triton.compile = triton.compiler.compile = compile
 out = []
-for gpu, name, change in CASES:
+for gpu, name, change, op in CASES:
     TARGET = targets.get(gpu)
     driver.set_active(Driver())
     grid = Grid(frames=2, height=4, width=8, text=1)
@@ -71,22 +71,25 @@ for gpu, name, change in CASES:
         "grouped": lambda: Attention(tokens=grid, heads=4, kv_heads=1, head_dim=96,
                                      mask=masks.window(grid, (1, 3, 3)),
                                      order=orders.axes(grid, "HWF"), block=(32, 32)),
+        "orders": lambda: Attention(tokens=grid, heads=4, kv_heads=2, head_dim=64,
+                                    order=[orders.axes(grid, n) for n in ("HWF", "FHW") * 2],
+                                    block=(32, 32)),
         "table": lambda: Attention(tokens=256, heads=2, head_dim=64, block=(64, 64),
                                    mask=masks.blocks("plan", block=(64, 64))),
     }[name]()
     tables = {t.name: np.ones(t.shape, np.uint8) for t in spec.open_tables}
-    tunable = tunable_for(spec, tables)
+    tunable = tunable_for(spec, tables, op=op)
     params = {**tunable.default(TARGET), **change}
     assert tunable.legal(params, TARGET) is None
     runner = tunable.make_runner("cpu", codecache.load)
     module = codecache.load(tunable.source)
-    module.attention_forward.device_caches.clear()
+    getattr(module, tunable.ahead_of_time(params, TARGET).entry).device_caches.clear()
     out.append([key_of(lambda: runner.run(params)),
                 key_of(lambda: compile_for(tunable, params, TARGET))])
 print(json.dumps(out))
 """
 
-CASES = [
+FORWARD = [
     ("a100", "plain", {}),
     ("a100", "one head", {}),
     ("a100", "grouped", {"num_stages": 1}),
@@ -95,11 +98,21 @@ CASES = [
     ("h100", "one head", {"loads": "descriptor"}),
     ("h100", "table", {"loads": "pointer"}),
 ]
+BACKWARD = [
+    ("a100", "plain", {}),
+    ("a100", "grouped", {}),
+    ("a100", "orders", {}),
+    ("h100", "one head", {"block_m": 64, "block_n": 64, "loads": "descriptor"}),
+    ("h100", "table", {"loads": "pointer"}),
+]
+CASES = [(*case, "") for case in FORWARD] + [
+    (*case, f"attention_backward_{part}") for case in BACKWARD for part in ("keys", "queries")
+]
 
 
 def test_a_launch_finds_the_kernel_in_the_disk_cache() -> None:
     """Source, options and compiler of both ways have equal keys: for pointers and descriptors,
-    integers that are 1 or multiples of 16, grouped heads and tables."""
+    integers that are 1 or multiples of 16, grouped heads and tables, forward and backward."""
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(CASES)],
         cwd=ROOT, capture_output=True, text=True, check=False,

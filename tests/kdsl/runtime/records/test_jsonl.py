@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
+import sys
+import tracemalloc
+from typing import Any
 
 import pytest
 
@@ -59,9 +63,84 @@ def test_bad_lines_are_skipped_by_number(line: bytes, reason: str) -> None:
     assert len(str(found[1])) < 400
 
 
+class Endless(io.RawIOBase):
+    """So many bytes of a line, then a good one; remembers the longest read."""
+
+    def __init__(self, size: int) -> None:
+        self.left, self.tail = size, b"\n" + GOOD.line().encode()
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Some more."""
+        view = memoryview(buffer)
+        if self.left:
+            count = min(self.left, len(view))
+            view[:count] = b"9" * count
+            self.left -= count
+            return count
+        count = min(len(self.tail), len(view))
+        view[:count] = self.tail[:count]
+        self.tail = self.tail[count:]
+        return count
+
+
+def test_a_line_of_100_megabytes_is_not_held() -> None:
+    """It is skipped with its number in memory of a few lines, and the next line is read."""
+    stream = io.BufferedReader(Endless(100 << 20))
+    tracemalloc.start()
+    try:
+        found = [row for _, row in jsonl.read(stream, "x.jsonl")]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [str(found[0]), found[1]] == [f"x.jsonl:1: longer than {LINE_LIMIT} bytes", GOOD]
+    assert peak < 4 * LINE_LIMIT
+
+
+HOSTILE = [
+    {"space_hash": "s", "params": {}, "id": "../../etc/passwd"},
+    {"space_hash": "../../x", "params": {"a/../b": "/etc/passwd"}},
+    {"space_hash": "__import__('os').abort()", "params": {}},
+    {"space_hash": "s", "params": {}, "__class__": "os.system"},
+    {"space_hash": "s", "params": {}, "later": {"py/object": "os.abort"}},
+    {"space_hash": "gASVGgAAAAAAAACMAm9zlIwFYWJvcnSUk5QpUpQu", "params": {}},
+]
+
+
+def test_nothing_in_a_line_is_acted_on() -> None:
+    """Paths, code and pickles in a line stay text in a row, or the line is refused: nothing is
+    opened, run or loaded while it is read."""
+    happened: list[str] = []
+    watching = False
+
+    def hook(event: str, arguments: object) -> None:
+        acts = ("open", "exec", "compile", "import", "os.", "subprocess", "pickle", "marshal")
+        if watching and event.startswith(acts):
+            happened.append(f"{event} {arguments}")
+
+    sys.addaudithook(hook)  # stays for good, asleep
+    text = "".join(json.dumps({"table": "candidate", **line}) + "\n" for line in HOSTILE)
+    stream = io.BytesIO(text.encode())
+    watching = True
+    found = list(jsonl.read(stream, "x.jsonl"))
+    watching = False
+    assert happened == []
+    assert [isinstance(row, Candidate) for _, row in found] == [
+        False,
+        True,
+        True,
+        False,
+        True,
+        True,
+    ]
+
+
 def test_a_newer_file_is_refused_whole() -> None:
     """Half understood is worse than not at all: a newer version's file raises."""
-    with pytest.raises(StoreError, match="newer kdsl: schema version 99, this one reads 1"):
+    with pytest.raises(StoreError, match="newer kdsl: schema version 99, this one reads 2"):
         _read(b'{"schema_version":99,"table":"meta"}\n' + GOOD.line().encode())
     with pytest.raises(StoreError, match="schema version 'x'"):
         _read(b'{"schema_version":"x","table":"meta"}\n')
@@ -72,5 +151,5 @@ def test_files_are_sorted_and_each_row_once() -> None:
     rows = [Candidate(space_hash="s", params={"n": n}) for n in range(9)]
     text = "".join(jsonl.write(rows))
     assert text == "".join(jsonl.write([*reversed(rows), *rows]))
-    assert text.splitlines()[0] == '{"schema_version":1,"table":"meta"}'
+    assert text.splitlines()[0] == '{"schema_version":2,"table":"meta"}'
     assert {row.id for row in _read(text.encode()) if isinstance(row, Row)} == {r.id for r in rows}

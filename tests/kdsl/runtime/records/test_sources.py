@@ -17,6 +17,7 @@ from kdsl.runtime.records import (
     Toolchain,
     Workload,
     jsonl,
+    link,
     sources,
     sqlite,
 )
@@ -31,28 +32,26 @@ def test_import_is_light() -> None:
 
 
 def test_where_the_database_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """KDSL_DB first, then the data folder that XDG names, if it is absolute, then ~/.local/share.
-
-    Never the cache folder, which people empty.
-    """
+    """KDSL_DB first, then the data folder that XDG names, if it is absolute, then ~/.local/share;
+    never the cache folder, which people empty. A server's URL is kept as it is."""
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("HOME", "/h")
     monkeypatch.setenv("KDSL_DB", "~/x.db")
-    assert sqlite.default_path() == Path("/h/x.db")
+    assert link.default_place() == Path("/h/x.db")
     monkeypatch.delenv("KDSL_DB")
     monkeypatch.setenv("XDG_CACHE_HOME", "/c")
     monkeypatch.setenv("XDG_DATA_HOME", "/d")
-    assert sqlite.default_path() == Path("/d/kdsl/tuning.sqlite")
+    assert link.default_place() == Path("/d/kdsl/tuning.db")
     monkeypatch.setenv("XDG_DATA_HOME", "d")
-    assert sqlite.default_path() == Path("/h/.local/share/kdsl/tuning.sqlite")
+    assert link.default_place() == Path("/h/.local/share/kdsl/tuning.db")
 
 
 def test_a_folder_is_no_database(tmp_path: Path) -> None:
     """A folder where the database should be is called one, with the path that would work."""
     for write in (False, True):
         with pytest.raises(StoreError, match="is a folder") as caught:
-            sqlite.connect(tmp_path, write=write)
-        assert caught.value.hint == f"KDSL_DB={tmp_path / 'tuning.sqlite'}"
+            sqlite.SqliteLink(tmp_path, write=write)
+        assert caught.value.hint == f"KDSL_DB={tmp_path / 'tuning.db'}"
 
 
 def test_network_file_systems_are_refused(tmp_path: Path) -> None:

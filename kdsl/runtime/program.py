@@ -1,0 +1,178 @@
+"""What an attention operator runs, as a value: spec, backend and configurations, without tables.
+
+A program is named by canonical JSON, so that a graph which holds one can be run elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdsl.errors import InputError
+from kdsl.kernels.attention import generate, launch
+from kdsl.kernels.attention.backward import launch as backward
+from kdsl.kernels.attention.config import Config
+from kdsl.reference.attention import attention as reference_attention
+from kdsl.reference.attention_backward import attention_backward as reference_backward
+from kdsl.runtime import codecache
+from kdsl.runtime.arrays import like
+from kdsl.specs import Attention, canonical
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORWARD, KEYS, QUERIES = "forward", "keys", "queries"
+LISTS = 5
+"""Tensors of one set of rows of blocks: start, full, partial, index, tiles."""
+
+Tensors = tuple["Tensor", "Tensor", "Tensor"]
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """Forward and backward of one spec with the log-sum-exp, by kernels or by the reference.
+
+    ``configs`` has one for each of `FORWARD`, `KEYS`, `QUERIES`, and is empty for the reference.
+    Lists and tables come with each call, as tensors on its device: the forward's five (`LISTS`),
+    then the inverted ones; tables as the kernels take them, or all of the spec's for the reference.
+    """
+
+    spec: Attention
+    configs: Mapping[str, Config]
+
+    @cached_property
+    def name(self) -> str:
+        """Canonical JSON of the program."""
+        configs = {part: c.to_json() for part, c in self.configs.items()}
+        return canonical({"configs": configs, "spec": self.spec.to_json()})
+
+    @staticmethod
+    def from_name(name: str) -> Program:
+        """The program of a name; InputError where it speaks of values that only its maker has."""
+        value = json.loads(name)
+        spec = Attention.from_json(value["spec"])
+        kept = [t for t in spec.tables if t.digest and t.values is None]
+        if kept:
+            raise InputError(
+                f"this process does not know the values of table {kept[0].name!r}",
+                where=repr(kept[0]),
+                hint="kdsl.build(spec) with the table's values, before the graph runs",
+            )
+        configs = {part: Config.from_json(c) for part, c in value["configs"].items()}
+        return Program(spec, configs)
+
+    @cached_property
+    def _whole(self) -> Attention:
+        """The spec with the log-sum-exp, which the gradients are computed from."""
+        return replace(self.spec, return_lse=True)
+
+    @cached_property
+    def source(self) -> str:
+        """The complete generated file of the backward kernels."""
+        return generate.source(self.spec, backward.TEMPLATE)
+
+    @cached_property
+    def _forward(self) -> Any:
+        return codecache.load(generate.source(self.spec))
+
+    @cached_property
+    def _backward(self) -> Any:
+        return codecache.load(self.source)
+
+    def forward(
+        self, tensors: Tensors, lists: Sequence[Tensor], tables: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Output and log-sum-exp, contiguous."""
+        q = tensors[0]
+        if nothing_to_do(tensors):
+            return empty_results(q)
+        if not self.configs:
+            out, lse = reference_attention(self.spec, *tensors, self._values(tables))
+            return like(out, q), like(lse, q, np.float32)
+        config = launch.fitting(self.configs[FORWARD], tensors)
+        return launch.launch(
+            self._forward, self._whole, config, _lists(lists, 0), tensors, tuple(tables)
+        )
+
+    def backward(
+        self,
+        grads: tuple[Tensor, Tensor | None],
+        tensors: Tensors,
+        results: tuple[Tensor, Tensor],
+        lists: Sequence[Tensor],
+        tables: Sequence[Tensor],
+        wanted: tuple[bool, bool],
+    ) -> Tensors:
+        """dQ, dK and dV in the shapes of q, k and v.
+
+        ``grads`` are those of output and log-sum-exp; ``wanted`` says whether dQ, and whether dK
+        and dV are: what is not comes back without elements.
+        """
+        import torch
+
+        q, k, v = tensors
+        if nothing_to_do(tensors):
+            return tuple(  # type: ignore[return-value]
+                torch.zeros_like(x) if w else x.new_empty(0)
+                for x, w in zip(tensors, (wanted[0], wanted[1], wanted[1]), strict=True)
+            )
+        if not self.configs:
+            return self._by_reference(grads, tensors, tables, wanted)
+        do, dlse = grads
+        # An expanded gradient, as that of a sum, would be read one element at a time.
+        do = do if do.stride(-1) == 1 else do.contiguous()
+        dlse = None if dlse is None else dlse.contiguous()
+        level, delta = backward.rows(self._backward, self.spec, *results, do, dlse)
+        given = backward.Given(q, k, v, do, level, delta, tuple(tables))
+        dq, dk, dv = (x.new_empty(0) for x in tensors)
+        if wanted[0]:
+            config = launch.fitting(self.configs[QUERIES], given.tensors)
+            held = _lists(lists, 0)
+            dq = backward.queries(self._backward, self.spec, config, held, given)
+        if wanted[1]:
+            config = launch.fitting(self.configs[KEYS], given.tensors)
+            turned = _lists(lists, LISTS)
+            dk, dv = backward.keys(self._backward, self.spec, config, turned, given)
+        return dq, dk, dv
+
+    def _by_reference(
+        self,
+        grads: tuple[Tensor, Tensor | None],
+        tensors: Tensors,
+        tables: Sequence[Tensor],
+        wanted: tuple[bool, bool],
+    ) -> Tensors:
+        values = self._values(tables)
+        made = reference_backward(self.spec, *tensors, grads[0], values, dlse=grads[1])
+        return tuple(  # type: ignore[return-value]
+            like(x, t) if w else t.new_empty(0)
+            for x, t, w in zip(made, tensors, (wanted[0], wanted[1], wanted[1]), strict=True)
+        )
+
+    def _values(self, tables: Sequence[Tensor]) -> dict[str, Any]:
+        names = (t.name for t in self.spec.tables)
+        return {n: t.cpu().numpy() for n, t in zip(names, tables, strict=True)}
+
+
+def nothing_to_do(tensors: Tensors) -> bool:
+    """Whether there are no queries, no keys or no batch items: nothing is launched then."""
+    q, k, _ = tensors
+    return not q.numel() or not k.shape[2]
+
+
+def empty_results(q: Tensor) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp of queries that see nothing."""
+    import torch
+
+    lse = torch.full(q.shape[:3], -float("inf"), dtype=torch.float32, device=q.device)
+    return torch.zeros_like(q, memory_format=torch.contiguous_format), lse
+
+
+def _lists(tensors: Sequence[Tensor], at: int) -> launch.Lists:
+    start, full, partial, index, tiles = tensors[at : at + LISTS]
+    return launch.Lists(start, full, partial, index, tiles, start.shape[2])

@@ -1,0 +1,195 @@
+"""Attention as torch operations: seen by autograd, torch.compile, fake tensors and export.
+
+``kdsl::attention`` and ``kdsl::attention_backward`` take the program by its name (canonical JSON),
+rows of blocks and tables as tensors.  They do not look at values, and wait for nothing.
+
+The programs by name are the one piece of global state of this library: those of living operators,
+and a bounded number of others, from which what drops out is made again of its name.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+from kdsl.errors import UnsupportedError
+from kdsl.runtime.program import Program
+
+if TYPE_CHECKING:
+    from kdsl.runtime.attention import AttentionOperator
+
+KEPT = 64
+"""Programs that are remembered though no operator has them any more."""
+
+_programs: WeakValueDictionary[str, Program] = WeakValueDictionary()
+_kept: deque[Program] = deque(maxlen=KEPT)
+
+_library: Any = torch.library.Library("kdsl", "DEF")  # type: ignore[no-untyped-call]
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+_library.define(
+    "attention(Tensor q, Tensor k, Tensor v, Tensor[] lists, Tensor[] tables, str program)"
+    " -> (Tensor, Tensor)",
+    tags=_TAGS,
+)
+_library.define(
+    "attention_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out,"
+    " Tensor lse, Tensor[] lists, Tensor[] tables, str program, bool queries, bool keys)"
+    " -> (Tensor, Tensor, Tensor)",
+    tags=_TAGS,
+)
+
+
+def wanted(tensors: Sequence[Any]) -> bool:
+    """Whether torch must see a call: it is compiled or differentiated, or no memory is behind it.
+
+    Asked in every call, so it is a handful of flags.
+    """
+    if torch.compiler.is_compiling():
+        return True
+    plain = True
+    grad = False
+    for x in tensors:
+        plain = plain and type(x) in _PLAIN
+        grad = grad or x.requires_grad
+    return not plain or (grad and torch.is_grad_enabled())
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def attention(operator: AttentionOperator, tensors: Sequence[Tensor], tables: Any) -> Any:
+    """Output and log-sum-exp of an operator, through ``kdsl::attention``."""
+    q, k, v = tensors
+    batch = q.shape[0] if operator.by_batch else 1
+    differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    if torch.compiler.is_compiling():
+        from kdsl.runtime import graph_inputs
+
+        if operator.by_batch:
+            batch = graph_inputs.known(batch)
+        find = graph_inputs.read_tables if tables else graph_inputs.constants
+        lists, values, name = find(operator, tables, batch, q.device, differentiated)
+    else:
+        lists, values, name = operator.operands(tables, batch, q.device, differentiated)
+    return torch.ops.kdsl.attention(q, k, v, lists, values, name)
+
+
+def remember(program: Program) -> Program:
+    """Make a program known to the operations; one that has its name already stays."""
+    found = _programs.setdefault(program.name, program)
+    _kept.append(found)
+    return found
+
+
+def program_named(name: str) -> Program:
+    """The program of a name, made again of it if need be."""
+    found = _programs.get(name)
+    return remember(Program.from_name(name)) if found is None else found
+
+
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, lists: list[Tensor], tables: list[Tensor], program: str
+) -> tuple[Tensor, Tensor]:
+    with on(q.device):
+        return program_named(program).forward((q, k, v), lists, tables)
+
+
+def _attention_fake(
+    q: Tensor, k: Tensor, v: Tensor, lists: list[Tensor], tables: list[Tensor], program: str
+) -> tuple[Tensor, Tensor]:
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    return out, q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+def _attention_backward(
+    dout: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    lists: list[Tensor],
+    tables: list[Tensor],
+    program: str,
+    queries: bool,
+    keys: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    with on(q.device):
+        return program_named(program).backward(
+            (dout, dlse), (q, k, v), (out, lse), lists, tables, (queries, keys)
+        )
+
+
+def _attention_backward_fake(
+    dout: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    lists: list[Tensor],
+    tables: list[Tensor],
+    program: str,
+    queries: bool,
+    keys: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    made = [
+        torch.empty_like(x) if w else x.new_empty(0)
+        for x, w in ((q, queries), (k, keys), (v, keys))
+    ]
+    return made[0], made[1], made[2]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, lists, tables, ctx.program = inputs
+    ctx.lists = len(lists)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(q, k, v, *output, *lists, *tables)
+
+
+def _differentiate(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
+    q, k, v, out, lse, *rest = ctx.saved_tensors
+    lists, tables = rest[: ctx.lists], rest[ctx.lists :]
+    none = ([None] * len(lists), [None] * len(tables), None)
+    of_q, of_k, of_v = ctx.needs_input_grad[:3]
+    if dout is None and dlse is None:
+        return None, None, None, *none
+    dq, dk, dv = torch.ops.kdsl.attention_backward(
+        torch.zeros_like(out) if dout is None else dout,
+        dlse, q, k, v, out, lse, lists, tables, ctx.program, of_q, of_k or of_v,
+    )  # fmt: skip
+    return dq if of_q else None, dk if of_k else None, dv if of_v else None, *none
+
+
+def _no_second(ctx: Any, *grads: Any) -> Any:
+    raise UnsupportedError(
+        "attention has no second derivative", hint="create_graph=False, or the reference in torch"
+    )
+
+
+def _remember_nothing(ctx: Any, inputs: Any, output: Any) -> None:
+    """Nothing is needed to say that there is no second derivative."""
+
+
+for _name, _run, _fake, _backward, _keep in (
+    ("attention", _attention, _attention_fake, _differentiate, _save),
+    ("attention_backward", _attention_backward, _attention_backward_fake, _no_second,
+     _remember_nothing),
+):  # fmt: skip
+    _library.impl(_name, _run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"kdsl::{_name}", _fake, lib=_library)
+    torch.library.register_autograd(f"kdsl::{_name}", _backward, setup_context=_keep, lib=_library)
+
+
+def on(device: Any) -> Any:
+    """The device as the current one: kernels launch where their tensors are."""
+    import contextlib
+
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

@@ -1,0 +1,192 @@
+"""The backward kernels as something to tune: each is one, for their best tiles differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdsl.blocks import Blocks
+from kdsl.errors import ConfigError
+from kdsl.kernels.attention import generate
+from kdsl.kernels.attention.backward import compiling
+from kdsl.kernels.attention.backward.compiling import Part
+from kdsl.kernels.attention.backward.launch import TEMPLATE, summed
+from kdsl.kernels.attention.backward.rule import preferences
+from kdsl.kernels.attention.backward.shared import shared_bytes
+from kdsl.kernels.attention.config import ITEM_BYTES, Config
+from kdsl.kernels.attention.tunable import (
+    OTHER_REGISTERS,
+    AttentionTunable,
+    narrow_problem,
+    tile_problem,
+)
+from kdsl.specs import Attention
+from kdsl.targets import Target
+from kdsl.work import AheadOfTime, Work
+
+PARTS: tuple[Part, ...] = ("keys", "queries")
+HELD, HELD_SINGLE = 192, 72
+"""Accumulators a thread, of 16 bits and of float32 operands, beyond which they spill far and wide,
+and compile for minutes."""
+
+
+class BackwardTunable(AttentionTunable):
+    """One backward kernel of an attention spec: ``keys`` for dK and dV, ``queries`` for dQ.
+
+    Configurations are those of the forward: ``block_m`` queries and ``block_n`` keys a tile.
+    """
+
+    def __init__(self, forward: AttentionTunable, part: Part) -> None:
+        super().__init__(forward.spec, forward.tables, forward.batch)
+        self.forward, self.part = forward, part
+        self.op = f"attention_backward_{part}"
+
+    @cached_property
+    def blocks(self) -> Blocks | None:
+        """The forward's rows of blocks, or None while a table is not known."""
+        return self.forward.blocks
+
+    @cached_property
+    def lists(self) -> Blocks | None:
+        """The rows of blocks that the kernel reads, or None while a table is not known."""
+        if self.blocks is None or self.part == "queries":
+            return self.blocks
+        return self.blocks.transpose()
+
+    def legal(self, params: Mapping[str, Any], target: Target) -> str | None:
+        """Why a choice cannot run, or None."""
+        try:
+            config = Config.from_json(dict(params))
+        except ConfigError as error:
+            return str(error)
+        problem = tile_problem(self.spec, config, target) or self._problem(config)
+        if problem:
+            return problem
+        need = shared_bytes(self.spec, config, self.part, target)
+        if need > target.smem_optin:
+            return f"{need} bytes of shared memory, {target.name} has {target.smem_optin}"
+        return None
+
+    def _problem(self, config: Config) -> str | None:
+        """Why a choice is no good on any GPU, or None."""
+        single = self.spec.dtype == "float32"
+        if not single:
+            if config.num_stages == 1:
+                return "with one stage no tile is in flight"
+            problem = narrow_problem(self.spec, config)
+            if problem:
+                return problem
+        if config.num_warps > 4 and config.block_m * config.block_n // (config.num_warps * 32) < 4:
+            return "too many warps for the tile"
+        held = accumulators(self.spec, config, self.part)
+        if held > (HELD_SINGLE if single else HELD):
+            return f"{held} accumulator registers a thread"
+        return None
+
+    def default(self, target: Target) -> dict[str, Any]:
+        """A good choice without any measurement: legal on this target for this spec."""
+        return self.written_default(target)
+
+    def written_default(self, target: Target) -> dict[str, Any]:
+        """The first of the written rule that is legal."""
+        for config in preferences(self.spec, target, self.part):
+            if self.legal(config.to_json(), target) is None:
+                return config.to_json()
+        raise ConfigError(f"no configuration fits {target.name}", where=repr(self.spec)[:200])
+
+    def work(self, params: Mapping[str, Any], target: Target) -> Work:
+        """Counts of one call; a dense mask where the rows of blocks are unknown.
+
+        dK and dV take four products a pair of tiles (scores, dP, and one each), dQ three.
+        """
+        spec, config = self.spec, Config.from_json(dict(params))
+        own, other = spec.block[0] // config.block_m, spec.block[1] // config.block_n
+        products, together = 6.0, 1
+        if self.part == "keys":
+            own, other, products, together = other, own, 8.0, summed(spec)
+        counts = self._counts()
+        useful = products * spec.block[0] * spec.block[1] * spec.head_dim * float(counts.sum())
+        tiles = counts.reshape(counts.shape[0], -1, together, counts.shape[2]).sum(2)
+        each = -np.sort(-tiles.reshape(counts.shape[0], -1).astype(np.int64), axis=1)
+        steps = np.repeat(each * other, own, axis=1)
+        steps = np.broadcast_to(steps, (self.batch, steps.shape[1])).reshape(-1)
+        step_flop = products * config.block_m * config.block_n * spec.head_dim
+        item, held = ITEM_BYTES[spec.dtype], accumulators(spec, config, self.part)
+        moving = config.block_m if self.part == "keys" else config.block_n
+        return Work(
+            flop=float(steps.sum()) * step_flop,
+            useful_flop=useful * self.batch / counts.shape[0],
+            bytes=self._bytes(item),
+            unit=spec.dtype,
+            programs=len(steps),
+            threads=config.num_warps * 32,
+            shared_bytes=shared_bytes(spec, config, self.part, target),
+            steps=steps,
+            step_flop=step_flop,
+            step_bytes=2.0 * moving * spec.head_dim * item,
+            step_exp=float(config.block_m * config.block_n),
+            partial=self._partial_share,
+            registers=min(held + OTHER_REGISTERS, 255),
+            spill_bytes=4 * max(held + OTHER_REGISTERS - 255, 0),
+        )
+
+    def _counts(self) -> npt.NDArray[Any]:
+        """Kept blocks ``[batch or 1, heads, lines]`` of the lists that the kernel reads."""
+        spec, lists = self.spec, self.lists
+        if lists is not None:
+            return np.broadcast_to(lists.counts, (lists.start.shape[0], spec.heads, lists.rows))
+        rows = -(-spec.query_grid.tokens // spec.block[0])
+        columns = -(-spec.key_grid.tokens // spec.block[1])
+        if self.part == "keys":
+            rows, columns = columns, rows
+        return np.full((1, spec.heads, rows), columns)
+
+    def _bytes(self, item: int) -> float:
+        """Inputs once and outputs once: q, do, k, v, two numbers a query, and the gradients."""
+        spec = self.spec
+        q_rows = self.batch * spec.heads * spec.query_grid.tokens
+        k_rows = self.batch * spec.group_heads * spec.key_grid.tokens
+        read = (2 * q_rows + 2 * k_rows) * spec.head_dim * item + 8 * q_rows
+        if self.part == "queries":
+            return float(read + q_rows * spec.head_dim * item)
+        if summed(spec) < spec.group:
+            return float(read + 2 * k_rows * spec.group * spec.head_dim * 4)
+        return float(read + 2 * k_rows * spec.head_dim * item)
+
+    @cached_property
+    def source(self) -> str:
+        """The complete generated file, with all three kernels."""
+        return generate.source(self.spec, TEMPLATE)
+
+    def ahead_of_time(self, params: Mapping[str, Any], target: Target) -> AheadOfTime:
+        """What to hand to the compiler for a GPU that need not be there."""
+        del target
+        config = Config.from_json(dict(params))
+        return compiling.describe(self.spec, config, self.part, self.source, self.lists)
+
+    def sizes(self) -> Mapping[str, int]:
+        """Sizes by name; ``summed`` heads make one program of dK and dV."""
+        own = {"summed": summed(self.spec)} if self.part == "keys" else {}
+        return {**super().sizes(), **own}
+
+    @property
+    def template_hash(self) -> str:
+        """Identity of the template and of what generates into it."""
+        return generate.template_hash(TEMPLATE)
+
+    def make_runner(self, device: Any, load: Callable[[str], Any]) -> Any:
+        """A `BackwardRunner` on a torch device; every table must have values."""
+        from kdsl.kernels.attention.backward.runner import BackwardRunner
+
+        return BackwardRunner(self, device, load)
+
+
+def accumulators(spec: Attention, config: Config, part: Part) -> int:
+    """Float32 numbers that a thread keeps: gradients of its rows, and two tiles of scores."""
+    rows = 2 * config.block_n if part == "keys" else config.block_m
+    kept = rows * spec.head_dim + 2 * config.block_m * config.block_n
+    return kept // (config.num_warps * 32)
