@@ -102,6 +102,9 @@ class AttentionOperator(Operator):
         backward: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.spec, self.target, self.backend, self.here = spec, target, backend, here
+        # No cached property: before Python 3.12 those lock, which torch.compile cannot trace.
+        self.by_batch = any("batch" in e.variables() for e in spec.mask.variants)
+        """Whether the mask speaks of the batch, so that rows differ with its size."""
         self.bound: OrderedDict[tuple[str, int], Bound] = OrderedDict()
         self.ready: OrderedDict[int, Bound] = OrderedDict()
         """By batch size: what a call without tables uses, so that it need not look at values."""
@@ -275,11 +278,6 @@ class AttentionOperator(Operator):
         if not tables:
             _remember(self.ready, batch, bound)
         return bound
-
-    @cached_property
-    def by_batch(self) -> bool:
-        """Whether the mask speaks of the batch, so that rows differ with its size."""
-        return any("batch" in e.variables() for e in self.spec.mask.variants)
 
     def _bound(self, values: dict[str, npt.NDArray[Any]], batch: int) -> Bound:
         checked = {t.name: t.checked(values[t.name]) for t in self.spec.open_tables}
