@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from kdsl.blocks import Blocks
 from kdsl.errors import InputError, UnsupportedError
-from kdsl.kernels.attention.config import Config
+from kdsl.kernels.attention.config import BACKENDS, Config
 from kdsl.kernels.attention.tunable import AttentionTunable
 from kdsl.reference.attention import attention as reference_attention
 from kdsl.runtime import codecache
@@ -34,8 +34,14 @@ KEPT_BINDINGS = 8
 class Bound:
     """Rows of blocks for given table values, and their copies on devices."""
 
-    def __init__(self, spec: Attention, tables: dict[str, npt.NDArray[Any]], batch: int) -> None:
-        self.tables, self.tunable = tables, AttentionTunable(spec, tables, batch)
+    def __init__(
+        self,
+        spec: Attention,
+        tables: dict[str, npt.NDArray[Any]],
+        batch: int,
+        templates: tuple[str, ...],
+    ) -> None:
+        self.tables, self.tunable = tables, AttentionTunable(spec, tables, batch, templates)
         self.on_device: dict[Any, tuple[Any, tuple[Any, ...]]] = {}
 
     @property
@@ -64,13 +70,15 @@ class AttentionOperator(Operator):
         self,
         spec: Attention,
         target: Target | None,
-        backend: str,
+        backend: str | None,
         config: Mapping[str, Any] | None,
         mode: str,
         here: bool,
         sample: Tables | None = None,
     ) -> None:
-        self.spec, self.target, self.backend, self.here = spec, target, backend, here
+        self.spec, self.target, self.asked, self.here = spec, target, backend, here
+        chosen = tuple(t for t, name in BACKENDS.items() if backend in (None, name))
+        self.templates = chosen or tuple(BACKENDS)
         self.bound: OrderedDict[tuple[str, int], Bound] = OrderedDict()
         self.ready: dict[int, Bound] = {}
         """By batch size: what a call without tables uses, so that it need not look at values."""
@@ -78,11 +86,16 @@ class AttentionOperator(Operator):
         self.given, self.mode = config, mode
         known = {t.name for t in spec.open_tables} <= set(self.fixed)
         self.tunable = (
-            self._bound(self.fixed, 1).tunable if known else AttentionTunable(spec, self.fixed)
+            self._bound(self.fixed, 1).tunable
+            if known
+            else AttentionTunable(spec, self.fixed, templates=self.templates)
         )
         self.choice: Choice | None = None
         if target is not None and backend != "reference":
             self.choice = choose(self.tunable, target, config, mode, here=here, tables=self.fixed)
+        self.backend = BACKENDS[self._config.template] if self.choice else "reference"
+        self.modules: dict[str, Any] = {}
+        """Generated files, imported, by template."""
 
     def __call__(self, *tensors: Any, tables: Tables | None = None, check: bool = False) -> Any:
         """Attention of ``q [batch, heads, queries, head_dim]``, ``k, v [batch, kv_heads, ...]``.
@@ -133,21 +146,23 @@ class AttentionOperator(Operator):
         lists, tables = bound.upload(device)
         config = launch.fitting(self._config, tensors)
         with _on(device):
-            return launch.launch(self.module, self.spec, config, lists, tensors, tables)
+            module = self.module(config.template)
+            return launch.launch(module, self.spec, config, lists, tensors, tables)
 
     @cached_property
     def _config(self) -> Config:
         return Config.from_json(dict(self.config))
 
-    @cached_property
-    def module(self) -> Any:
-        """The generated file, imported."""
-        return codecache.load(self.source)
+    def module(self, template: str) -> Any:
+        """The generated file of a template, imported."""
+        if template not in self.modules:
+            self.modules[template] = codecache.load(self.tunable.source_of(template))
+        return self.modules[template]
 
     @property
     def source(self) -> str:
         """The complete generated file; it runs on its own."""
-        return self.tunable.source
+        return self.tunable.source_of(self._config.template if self.choice else "portable")
 
     def reference(self, *tensors: Any, tables: Tables | None = None) -> Any:
         """Float64 output, and the log-sum-exp if the spec asks for it."""
@@ -165,7 +180,7 @@ class AttentionOperator(Operator):
         return AttentionOperator(
             self.spec,
             self.target,
-            self.backend,
+            self.asked,
             self.given,
             self.mode,
             self.here,
@@ -198,7 +213,7 @@ class AttentionOperator(Operator):
         by_batch = any("batch" in e.variables() for e in self.spec.mask.variants)
         key = (text.hex(), batch if by_batch else 1)
         if key not in self.bound:
-            self.bound[key] = Bound(self.spec, checked, key[1])
+            self.bound[key] = Bound(self.spec, checked, key[1], self.templates)
             while len(self.bound) > KEPT_BINDINGS:
                 self.bound.popitem(last=False)
         self.bound.move_to_end(key)

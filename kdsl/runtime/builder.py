@@ -29,7 +29,8 @@ def build(
     ``gpu`` names a target that may be absent: its source, cost and compilation work then, calling
     does not.  Without it the GPU at hand is taken, or the NumPy reference where there is none.
     ``config`` is taken as given (missing settings from the default), ``backend`` is one of
-    ``"triton"``, ``"cuda"``, ``"reference"``.  ``mode`` says how far the look-up of a configuration
+    ``"triton"`` (the portable template), ``"gluon"`` (Hopper's), ``"cuda"``, ``"reference"``; None
+    leaves the choice of a template to the configuration.  ``mode`` says how far the look-up of a configuration
     goes: ``"off"``, ``"strict"``, ``"nearest"``, ``"predict"``, ``"now"``.  ``tables`` gives values
     of open tables, or a sample that the configuration is chosen for.
     """
@@ -45,16 +46,21 @@ def build(
     if isinstance(spec, Permute):
         from kdsl.runtime.permute import PermuteOperator
 
-        return PermuteOperator(spec, target, _pick(backend, "cuda", target), config, here, tables)
+        picked = _pick(backend, ("cuda",), target)
+        return PermuteOperator(spec, target, picked or "cuda", config, here, tables)
     from kdsl.runtime.attention import AttentionOperator, interpreting
 
-    picked = _pick(backend, "triton", target)
-    if picked == "triton" and target is None:
+    picked = _pick(backend, ("triton", "gluon"), target)
+    if interpreting() and picked != "reference":
+        if picked == "gluon":
+            raise UnsupportedError("Gluon has no interpreter", hint='backend="triton"')
+        picked = "triton"
+    if picked in ("triton", "gluon") and target is None:
         if not interpreting():
             raise UnsupportedError(
-                "there is no GPU here for the Triton kernel",
-                hint='gpu="a100" to look at it, TRITON_INTERPRET=1 in the environment to run it '
-                'on the CPU, or backend="reference"',
+                "there is no GPU here for the kernel",
+                hint='gpu="a100" to look at it, TRITON_INTERPRET=1 in the environment to run the '
+                'portable one on the CPU, or backend="reference"',
             )
         # The interpreter takes any configuration; an A100's default keeps it small.
         target = target_named("a100")
@@ -62,11 +68,13 @@ def build(
     return AttentionOperator(spec, target, picked, config, mode, here, tables)
 
 
-def _pick(backend: str | None, own: str, target: Target | None) -> str:
+def _pick(backend: str | None, own: tuple[str, ...], target: Target | None) -> str | None:
+    """The backend that was asked for; without a GPU the reference; else None, for any."""
     if backend is None:
-        return own if target is not None else "reference"
-    if backend not in (own, "reference"):
-        raise UnsupportedError(f"this operation has no {backend!r} backend", hint=repr(own))
+        return None if target is not None else "reference"
+    if backend not in (*own, "reference"):
+        hint = " or ".join(map(repr, own))
+        raise UnsupportedError(f"this operation has no {backend!r} backend", hint=hint)
     return backend
 
 

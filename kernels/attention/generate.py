@@ -1,4 +1,4 @@
-"""Splice generated leaves into the template."""
+"""Splice generated leaves into the templates."""
 
 from __future__ import annotations
 
@@ -13,23 +13,52 @@ from kdsl.expr.nodes import Expr
 from kdsl.kernels.attention import orders
 from kdsl.specs import Attention
 
-TEMPLATE = Path(__file__).parent / "forward.py"
+PORTABLE = Path(__file__).parent / "forward.py"
 BEGIN = "# --- leaves: replaced by generated functions of the same names ---\n"
 END = "# --- end of leaves ---\n"
+
+HOPPER = tuple(
+    Path(__file__).parent / "hopper" / f"{name}.py"
+    for name in ("choices", "softmax", "work", "producer", "steps", "finish", "forward")
+)
+"""The modules of the Hopper template, each after those it imports."""
+MARK = "# --- template ---\n"
+GLUON_IMPORTS = """
+from dataclasses import dataclass
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+"""
 
 
 @cache
 def template_hash() -> str:
-    """Changes with the template, and with the modules that print leaves into it."""
-    parts = (TEMPLATE, Path(__file__), Path(orders.__file__), Path(triton_source.__file__))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()[:16]
+    """Changes with the templates, and with the modules that print leaves into them."""
+    modules = (Path(__file__), Path(orders.__file__), Path(triton_source.__file__))
+    return hashlib.sha256(
+        b"".join(path.read_bytes() for path in (PORTABLE, *HOPPER, *modules))
+    ).hexdigest()[:16]
 
 
-def source(spec: Attention) -> str:
-    """The complete kernel file for a spec: the template with the spec's leaves."""
-    before, rest = TEMPLATE.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    return before + triton_source.HELPERS.lstrip() + "\n\n" + leaves(spec) + after.lstrip("\n")
+def source(spec: Attention, template: str = "portable") -> str:
+    """The complete kernel file for a spec: a template with the spec's leaves."""
+    own = triton_source.HELPERS.lstrip() + "\n\n" + leaves(spec)
+    if template == "portable":
+        before, rest = PORTABLE.read_text().split(BEGIN)
+        _, after = rest.split(END)
+        return before + own + after.lstrip("\n")
+    texts = [path.read_text() for path in HOPPER]
+    head = texts[-1].split("\n\nfrom ")[0].rstrip() + "\n" + GLUON_IMPORTS
+    bodies = [text.split(MARK)[1].strip("\n") for text in texts]
+    return head + "\n" + "\n\n\n".join([triton_source.for_gluon(own).strip("\n"), *bodies]) + "\n"
 
 
 def leaves(spec: Attention) -> str:

@@ -1,6 +1,6 @@
 """The built-in choice of a configuration: an ordered list, of which the first legal one is taken.
 
-Hopper's entries are from an H100 (docs/performance.md); the others are untested guesses that keep
+Hopper's entries are from probes (docs/performance.md); the others are untested guesses that keep
 registers and shared memory in bounds until the database has rows.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kdsl.kernels.attention.config import Config
+from kdsl.kernels.attention.hopper import config as hopper
 from kdsl.specs import Attention
 from kdsl.targets import Target
 
@@ -18,6 +19,7 @@ MANY_PARTIAL = 0.25
 
 def preferences(spec: Attention, target: Target, partial_share: float) -> Iterator[Config]:
     """Configurations from the most to the least wanted; the last ones fit almost anything."""
+    yield from hopper.preferences(spec)
     if spec.dtype != "float32":
         if target.capability[0] in (9, 10):
             yield from _hopper(spec, partial_share)

@@ -11,16 +11,9 @@ import numpy.typing as npt
 
 from kdsl.blocks import Blocks
 from kdsl.errors import ConfigError
-from kdsl.kernels.attention import generate, orders
-from kdsl.kernels.attention.config import (
-    ARCHITECTURES,
-    ITEM_BYTES,
-    SPACE,
-    Config,
-    describable,
-    head_parts,
-    table_dtype,
-)
+from kdsl.kernels.attention import generate, portable
+from kdsl.kernels.attention.config import ARCHITECTURES, ITEM_BYTES, SPACES, Config, space_of
+from kdsl.kernels.attention.hopper import config as hopper
 from kdsl.kernels.attention.rule import preferences
 from kdsl.kernels.attention.shared import shared_bytes
 from kdsl.specs import Attention
@@ -35,6 +28,7 @@ class AttentionTunable:
     """One attention spec with the values of its tables: what the tuner and the builder ask.
 
     ``tables`` gives the open tables, or a sample of them: the mask that a choice is made for.
+    ``templates`` are those that may be chosen.
     """
 
     op = "attention"
@@ -45,8 +39,9 @@ class AttentionTunable:
         spec: Attention,
         tables: Mapping[str, npt.NDArray[Any]] | None = None,
         batch: int = 1,
+        templates: tuple[str, ...] = tuple(SPACES),
     ) -> None:
-        self.spec, self.tables, self.batch = spec, tables, batch
+        self.spec, self.tables, self.batch, self.templates = spec, tables, batch, templates
 
     @cached_property
     def blocks(self) -> Blocks | None:
@@ -56,8 +51,8 @@ class AttentionTunable:
 
     def space(self, target: Target) -> dict[str, tuple[Any, ...]]:
         """Choices by name."""
-        del target
-        return dict(SPACE)
+        here = [t for t in self.templates if t != "hopper" or target.capability == (9, 0)]
+        return space_of(here or self.templates)
 
     def legal(self, params: Mapping[str, Any], target: Target) -> str | None:
         """Why a choice cannot run, or None."""
@@ -65,42 +60,25 @@ class AttentionTunable:
             config = Config.from_json(dict(params))
         except ConfigError as error:
             return str(error)
-        if target.capability < min(ARCHITECTURES):
-            return f"{target.name} is below compute capability 8.0"
-        block_q, block_k = self.spec.block
-        if block_q % config.block_m or block_k % config.block_n:
-            tile = f"{config.block_m} x {config.block_n}"
-            return f"tiles of {tile} do not divide blocks of {block_q} x {block_k}"
-        for side, block in ((config.block_m, block_q), (config.block_n, block_k)):
-            if side == 16 < block:
-                return f"a tile side of 16 is for mask blocks of 16 alone, this one is {block}"
-        if config.loads == "descriptor":
-            if target.capability < (9, 0):
-                return f"{target.name} has no tensor descriptors"
-            if not describable(self.spec):
-                return "tensor descriptors need the original order"
-        if config.num_warps > 4 and config.block_m * config.block_n // (config.num_warps * 32) < 8:
-            return "too many warps for the tile"
-        # Accumulators alone: beyond this they spill far and wide, and compile for minutes.
-        first, second = head_parts(self.spec.head_dim)
-        held = config.block_m * (first + second + config.block_n) // (config.num_warps * 32)
-        if held > 256:
-            return f"{held} accumulator registers a thread"
-        need = shared_bytes(self.spec, config, target)
-        if need > target.smem_optin:
-            return f"{need} bytes of shared memory, {target.name} has {target.smem_optin}"
-        return None
+        if config.template not in self.templates:
+            return f"the {config.template} template was ruled out"
+        by_template = {"portable": portable.legal, "hopper": hopper.legal}
+        return by_template[config.template](self.spec, config, target)
 
     def default(self, target: Target) -> dict[str, Any]:
         """A good choice without any measurement: legal on this target for this spec."""
         share = self.statistics().get("partial_share", 0.0)
+        reason = None
         for config in preferences(self.spec, target, share):
-            if self._fits(config, target):
+            if config.template not in self.templates:
+                continue
+            reason = self.legal(config.to_json(), target)
+            if reason is None:
                 return config.to_json()
-        raise ConfigError(f"no configuration fits {target.name}", where=repr(self.spec)[:200])
-
-    def _fits(self, config: Config, target: Target) -> bool:
-        return self.legal(config.to_json(), target) is None
+        raise ConfigError(
+            f"no configuration fits {target.name}{f': {reason}' if reason else ''}",
+            where=repr(self.spec)[:200],
+        )
 
     def work(self, params: Mapping[str, Any], target: Target) -> Work:
         """Counts of one call with these rows of blocks; a dense mask where they are unknown."""
@@ -128,23 +106,52 @@ class AttentionTunable:
             bytes=float((2 * q_rows + 2 * k_rows) * spec.head_dim * item),
             unit=spec.dtype,
             programs=len(steps),
-            threads=config.num_warps * 32,
-            shared_bytes=shared_bytes(spec, config, target),
+            threads=self._threads(config),
+            shared_bytes=self._shared_bytes(config, target),
             steps=steps,
             step_flop=step_flop,
             step_bytes=2.0 * config.block_n * spec.head_dim * item,
         )
 
+    def _threads(self, config: Config) -> int:
+        """Threads of a program: a producer warp comes with three idle ones."""
+        return config.num_warps * 32 + (128 if config.template == "hopper" else 0)
+
+    def _shared_bytes(self, config: Config, target: Target) -> int:
+        """Shared memory of a program."""
+        if config.template == "hopper":
+            return hopper.shared_bytes(self.spec, config)
+        return shared_bytes(self.spec, config, target)
+
     @cached_property
     def source(self) -> str:
-        """The complete generated kernel file."""
-        return generate.source(self.spec)
+        """The complete generated file of the portable template."""
+        return self.source_of("portable")
+
+    def source_of(self, template: str) -> str:
+        """The complete generated file of a template."""
+        return generate.source(self.spec, template)
 
     def ahead_of_time(self, params: Mapping[str, Any], target: Target) -> AheadOfTime:
         """What to hand to the compiler for a GPU that need not be there."""
         del target
         config = Config.from_json(dict(params))
-        return describe_compile(self.spec, config, self.source, self._integers())
+        source = self.source_of(config.template)
+        if config.template == "hopper":
+            return hopper.ahead_of_time(self.spec, config, source, self._sizes_of_call(config))
+        return portable.ahead_of_time(self.spec, config, source, self._integers())
+
+    def _sizes_of_call(self, config: Config) -> dict[str, int | None]:
+        """Integer arguments of the Hopper template."""
+        held = self._integers()
+        wanted = ("list_b", "list_h", "heads", "rows", "queries", "keys")
+        split = self.spec.block[0] // config.block_m
+        rows = -(-self.spec.query_grid.tokens // self.spec.block[0])
+        strides = {name: held[name] for name in ("o_b", "o_h", "o_n")}
+        if hopper.stores_by_descriptor(self.spec):
+            strides = dict.fromkeys(strides, 0)
+        total = self.batch * self.spec.heads * rows * split
+        return {**strides, **{name: held[name] for name in wanted}, "total": total}
 
     def _integers(self) -> dict[str, int | None]:
         """Integer arguments of a call with contiguous tensors; None where they are not known."""
@@ -194,56 +201,3 @@ class AttentionTunable:
     def statistics(self) -> Mapping[str, float]:
         """Mask statistics; empty while a table is unknown."""
         return {} if self.blocks is None else self.blocks.statistics()
-
-
-def describe_compile(
-    spec: Attention, config: Config, source: str, integers: Mapping[str, int | None]
-) -> AheadOfTime:
-    """The kernel's types and constants, as a call with aligned, contiguous tensors gives them.
-
-    Triton makes a constant of an integer that is 1, and notes which ones are multiples of 16.
-    """
-    short = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[spec.dtype]
-    d0, d1 = head_parts(spec.head_dim)
-    described = config.loads == "descriptor"
-    constants: dict[Any, Any] = {
-        "GROUP": spec.group,
-        "D0": d0,
-        "D1": d1,
-        "MASK_M": spec.block[0],
-        "MASK_N": spec.block[1],
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "DESCRIBED": described,
-        "LSE": spec.return_lse,
-        "PRECISION": "ieee",
-    }
-    signature: dict[str, Any] = {"o": f"*{short}", "lse": "*fp32"}
-    divisible: list[Any] = ["o", "lse"]
-    rows = {"q": config.block_m, "k": config.block_n, "v": config.block_n}
-    for name, n in rows.items():
-        signature[name] = f"tensordesc<{short}[1, 1, {n}, {d0}]>" if described else f"*{short}"
-        if described and d1:
-            signature[f"{name}_tail"] = f"tensordesc<{short}[1, 1, {n}, {d1}]>"
-        else:
-            constants[f"{name}_tail"] = None
-        divisible += [] if described else [name]
-    for name in ("start", "full", "partial", "index", "tiles"):
-        signature[name] = "*i32"
-        divisible.append(name)
-    types = {"int32": "*i32", "int16": "*i16", "uint8": "*u8", "int8": "*i8"}
-    held = orders.tables(spec)
-    signature["tables"] = tuple(types[table_dtype(t)] for t in held)
-    divisible += [("tables", i) for i in range(len(held))]
-    for name in "qkvo":
-        constants[f"{name}_d"] = 1
-    for name, value in integers.items():
-        if value == 1:
-            constants[name] = 1
-            continue
-        signature[name] = "i32" if value is None or value < 2**31 else "i64"
-        if value is not None and value % 16 == 0:
-            divisible.append(name)
-    signature["scale_log2"] = "fp32"
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    return AheadOfTime(source, "attention_forward", signature, constants, tuple(divisible), options)

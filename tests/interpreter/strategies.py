@@ -14,7 +14,7 @@ from kdsl import masks, orders
 from kdsl.expr import Table
 from kdsl.grid import Grid
 from kdsl.masks import Mask
-from kdsl.orders import Order
+from kdsl.orders import Order, PerHead
 from kdsl.specs import HEAD_DIMS, Attention
 from tests.strategies import Scope, grids, late_orders, order_of, truth
 
@@ -208,11 +208,15 @@ def cases(draw: Callable[[Any], Any]) -> Case:
         key_order = d.order(keys)
     # A block map speaks of one stored order, the queries'.
     d.maps = key_order is None
+    groups = [n for n in range(1, d.heads + 1) if d.heads % n == 0]
+    # Heads that share stored keys have one key order.
+    stored = d.one_of(False, False, True)
+    by_head = any(isinstance(o, PerHead) for o in (order, key_order))
     spec = Attention(
         queries=queries,
         keys=keys,
         heads=d.heads,
-        kv_heads=d.one_of(*(n for n in range(1, d.heads + 1) if d.heads % n == 0)),
+        kv_heads=d.heads if stored and by_head else d.one_of(*groups),
         head_dim=d.one_of(*HEAD_DIMS),
         dtype=d.one_of("float16", "float32"),
         mask=d.mask(queries, keys, order, block),
@@ -221,6 +225,7 @@ def cases(draw: Callable[[Any], Any]) -> Case:
         scale=d.one_of(None, None, 0.05, 0.4),
         return_lse=d.one_of(True, True, False),
         block=block,
+        stored=stored,
     )
     # Names that the spec's simplification dropped are no tables of the spec.
     wanted = {t.name for t in spec.open_tables}

@@ -71,6 +71,9 @@ for gpu, name, change in CASES:
         "grouped": lambda: Attention(tokens=grid, heads=4, kv_heads=1, head_dim=96,
                                      mask=masks.window(grid, (1, 3, 3)),
                                      order=orders.axes(grid, "HWF"), block=(32, 32)),
+        "stored": lambda: Attention(tokens=grid, heads=4, kv_heads=2, head_dim=96, stored=True,
+                                    mask=masks.window(grid, (1, 3, 3)), block=(128, 128),
+                                    order=orders.axes(grid, "HWF"), return_lse=True),
         "table": lambda: Attention(tokens=256, heads=2, head_dim=64, block=(64, 64),
                                    mask=masks.blocks("plan", block=(64, 64))),
     }[name]()
@@ -79,27 +82,35 @@ for gpu, name, change in CASES:
     params = {**tunable.default(TARGET), **change}
     assert tunable.legal(params, TARGET) is None
     runner = tunable.make_runner("cpu", codecache.load)
-    module = codecache.load(tunable.source)
+    module = codecache.load(tunable.source_of(params["template"]))
     module.attention_forward.device_caches.clear()
     out.append([key_of(lambda: runner.run(params)),
                 key_of(lambda: compile_for(tunable, params, TARGET))])
 print(json.dumps(out))
 """
 
+PORTABLE = {
+    "template": "portable", "num_warps": 4, "num_stages": 2, "overlap": "late", "pingpong": False,
+    "workers": 0, "extra_keys": 0,
+}  # fmt: skip
 CASES = [
     ("a100", "plain", {}),
     ("a100", "one head", {}),
     ("a100", "grouped", {"num_stages": 1}),
     ("a100", "table", {"num_warps": 8}),
-    ("h100", "plain", {"loads": "descriptor"}),
-    ("h100", "one head", {"loads": "descriptor"}),
-    ("h100", "table", {"loads": "pointer"}),
+    ("h100", "plain", {**PORTABLE, "loads": "descriptor"}),
+    ("h100", "one head", {**PORTABLE, "loads": "descriptor"}),
+    ("h100", "table", {**PORTABLE, "loads": "pointer"}),
+    ("h100", "plain", {"template": "hopper"}),
+    ("h100", "one head", {"template": "hopper"}),
+    ("h100", "table", {"template": "hopper", "workers": 0}),
+    ("h100", "stored", {"template": "hopper"}),
 ]
 
 
 def test_a_launch_finds_the_kernel_in_the_disk_cache() -> None:
     """Source, options and compiler of both ways have equal keys: for pointers and descriptors,
-    integers that are 1 or multiples of 16, grouped heads and tables."""
+    integers that are 1 or multiples of 16, grouped heads and tables, in both templates."""
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(CASES)],
         cwd=ROOT, capture_output=True, text=True, check=False,
