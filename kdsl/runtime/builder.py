@@ -30,9 +30,9 @@ def build(
     does not.  Without it the GPU at hand is taken, or the NumPy reference where there is none.
     ``config`` is taken as given (missing settings from the default), ``backend`` is one of
     ``"triton"`` (the portable template), ``"gluon"`` (Hopper's), ``"cuda"``, ``"reference"``; None
-    leaves the choice of a template to the configuration.  ``mode`` says how far the look-up of a configuration
-    goes: ``"off"``, ``"strict"``, ``"nearest"``, ``"predict"``, ``"now"``.  ``tables`` gives values
-    of open tables, or a sample that the configuration is chosen for.
+    leaves the choice of a template to the configuration.  ``mode`` says how far the look-up of a
+    configuration goes: ``"off"``, ``"strict"``, ``"nearest"``, ``"predict"``, ``"now"``.
+    ``tables`` gives values of open tables, or a sample that the configuration is chosen for.
     """
     if not isinstance(spec, (Attention, Permute)):
         raise SpecError(

@@ -37,8 +37,8 @@ class Attention:
     (grouped queries).  ``mask`` is one mask or one for each query head, ``order`` the stored order
     in which blocks are cut (the kernel reads and writes the original order; with ``stored``, q, k
     and v arrive in stored order, as `Permute` leaves them, and the output still goes back to the
-    original one).  ``block`` is the mask block (queries, keys).  ``scale`` defaults to ``head_dim ** -0.5``.  A query that sees nothing
-    gives output 0 and log-sum-exp minus infinity.
+    original one).  ``block`` is the mask block (queries, keys).  ``scale`` defaults to
+    ``head_dim ** -0.5``.  A query that sees nothing gives output 0 and log-sum-exp minus infinity.
     """
 
     tokens: Grid | int | None = None

@@ -100,7 +100,14 @@ class AttentionRunner:
         config = Config.from_json(dict(params))
         tensors = (self.q, self.k, self.v)
         launch.launch(
-            self.module_of(config.template), self.spec, config, self.lists, tensors, self.tables, self.out, self.lse
+            self.module_of(config.template),
+            self.spec,
+            config,
+            self.lists,
+            tensors,
+            self.tables,
+            self.out,
+            self.lse,
         )
 
     def check(self) -> Check:
@@ -178,7 +185,7 @@ def _mask(
     tables: Mapping[str, npt.NDArray[Any]] | None,
     rows: npt.NDArray[np.int64],
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Which keys some original queries of a head see, ``[rows, keys]``; stored positions of both."""
+    """Which keys original queries of a head see, ``[rows, keys]``; stored positions of both."""
     positions = (
         head_order(order, head).inverse_index(tables) for order in (spec.query_order, spec.kv_order)
     )

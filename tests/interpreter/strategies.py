@@ -196,12 +196,21 @@ class Drawn:
 
 
 @st.composite
-def cases(draw: Callable[[Any], Any]) -> Case:
-    """Specs over masks, orders, ragged sizes, grouped heads, head dimensions and dtypes."""
+def cases(
+    draw: Callable[[Any], Any],
+    blocks: tuple[tuple[int, int], ...] = BLOCKS,
+    dtypes: tuple[str, ...] = ("float16", "float32"),
+    tokens: int = TOKENS,
+    in_place: bool = True,
+) -> Case:
+    """Specs over masks, orders, ragged sizes, grouped heads, head dimensions and dtypes.
+
+    Without ``in_place`` whatever has an order is stored in it.
+    """
     d = Drawn(draw)
-    queries = d.draw(grids(TOKENS))
+    queries = d.draw(grids(tokens))
     keys = queries if d.one_of(True, True, False) else d.other_keys(queries)
-    block = d.one_of(*BLOCKS)
+    block = d.one_of(*blocks)
     order = d.order(queries)
     key_order = None
     if keys != queries or d.one_of(False, False, False, True):
@@ -210,7 +219,7 @@ def cases(draw: Callable[[Any], Any]) -> Case:
     d.maps = key_order is None
     groups = [n for n in range(1, d.heads + 1) if d.heads % n == 0]
     # Heads that share stored keys have one key order.
-    stored = d.one_of(False, False, True)
+    stored = d.one_of(False, False, True) or (not in_place and (order or key_order) is not None)
     by_head = any(isinstance(o, PerHead) for o in (order, key_order))
     spec = Attention(
         queries=queries,
@@ -218,7 +227,7 @@ def cases(draw: Callable[[Any], Any]) -> Case:
         heads=d.heads,
         kv_heads=d.heads if stored and by_head else d.one_of(*groups),
         head_dim=d.one_of(*HEAD_DIMS),
-        dtype=d.one_of("float16", "float32"),
+        dtype=d.one_of(*dtypes),
         mask=d.mask(queries, keys, order, block),
         order=order,
         key_order=key_order,

@@ -164,9 +164,7 @@ def layout_of(columns: int) -> Any:
     """Gluon's layout of a tile of 16-bit rows in shared memory, as TMA and the products want it."""
     from triton.experimental.gluon.language import NVMMASharedLayout
 
-    return NVMMASharedLayout(
-        swizzle_byte_width=min(128, 2 * columns), element_bitwidth=16, rank=4
-    )
+    return NVMMASharedLayout(swizzle_byte_width=min(128, 2 * columns), element_bitwidth=16, rank=4)
 
 
 def ahead_of_time(

@@ -56,7 +56,7 @@ def launch(
     lse: Tensor,
 ) -> None:
     """Fill ``out``, whose columns lie side by side, and ``lse``, if the spec asks for it."""
-    q, k, v = tensors
+    q, k, _ = tensors
     batch, heads, queries, head_dim = q.shape
     described = stores_by_descriptor(spec) and describable_tensors((out,))
     parts = [
