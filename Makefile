@@ -9,6 +9,8 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/installed
 EXTRAS := triton,cuda,tune,plans,demo,dev
 WORKERS ?= 2
+# Most of their time is compilation.
+GPU_WORKERS ?= 6
 GPU ?= h100
 
 DEMO_CLIP = $(PY) -m examples.clip --gpu $(GPU)
@@ -56,7 +58,8 @@ nightly: $(STAMP)  ## many more examples, and the tests that take minutes
 	HYPOTHESIS_PROFILE=nightly $(PYTEST) -n $(WORKERS)
 
 gpu-test: $(STAMP)  ## the tests that need a CUDA GPU, and the record of their run
-	$(PYTEST) -m gpu -p benchmarks.gpu_record
+	$(PYTEST) -m "gpu and not alone" -n $(GPU_WORKERS) -p benchmarks.gpu_record
+	$(PYTEST) -m "gpu and alone" -p benchmarks.gpu_record --record-add
 
 bench: $(STAMP)  ## measure against the peers and append the rows
 	$(BENCH)

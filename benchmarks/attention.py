@@ -51,6 +51,11 @@ def suite(peers: Sequence[str], cases: Sequence[str], commit: str) -> Iterator[d
         density = float(kept.mean())
         work = 4.0 * batch * heads * tokens * tokens * head_dim * density
         for name, ms in timing.interleaved(runs).items():
+            after = relative_error(runs[name](), tensors, kept)
+            if not after < LIMIT:
+                said = f"{case.id:22} {name:17} WRONG after timing: error {after:.4f}"
+                print(said, file=sys.stderr)
+                continue
             yield {
                 "suite": "attention", "case": case.id, "impl": name, "dtype": case.dtype,
                 "ms": round(ms, 5), "work": work, "unit": "flop", "error": round(errors[name], 6),

@@ -80,7 +80,7 @@ def svg(
         for value, kind in ((2, "full"), (1, "partial"))
     )
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-1 -1 {size + 2:g} {shown_h + 66:g}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-1 -1 {size + 2:g} {shown_h + 86:g}" '
         f'width="{size + 2:g}" role="img"><title>{name}</title><style>{STYLE}</style>'
         f'<g transform="scale({scale:g})" shape-rendering="crispEdges">{paths}</g>'
         f'<rect class="kdsl-frame" width="{shown_w:g}" height="{shown_h:g}"/>'
@@ -200,7 +200,9 @@ def _legend(drawn: _Picture, y: float) -> str:
             f'<rect class="{look}" x="{x}" y="{y - 10:g}" width="11" height="11"/>'
             f'<text class="kdsl-text" x="{x + 17}" y="{y:g}">{kind}</text>'
         )
-    lines = (drawn.heading.split(", orders.")[0], drawn.counts)
+    # In one line the counts would run out of the picture.
+    blocks, _, rest = drawn.counts.partition("; ")
+    lines = (drawn.heading.split(", orders.")[0], blocks, rest)
     parts += [
         f'<text class="kdsl-text" y="{y + 20 * (i + 1):g}">{escape(line)}</text>'
         for i, line in enumerate(lines)

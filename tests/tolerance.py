@@ -43,7 +43,7 @@ U32 = 2.0**-24
 U_SUM = 2.0**-23
 """One float32 addition: tensor cores truncate, which costs twice what rounding does."""
 EXP2 = 2.0**-22
-UNIT = {"bfloat16": 2.0**-9, "float16": 2.0**-11, "float32": U32}
+UNIT = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": U32}
 """Half the distance of 1 to the next number."""
 SUBNORMAL = {"bfloat16": 2.0**-134, "float16": 2.0**-25, "float32": 2.0**-127}
 """Half the smallest positive number; float32 units may flush what is below the smallest normal."""

@@ -126,13 +126,18 @@ class Table:
 
 def tables_of(exprs: Iterable[Expr]) -> tuple[Table, ...]:
     """Tables that occur, in order of first use; SpecError where two share a name."""
+    return distinct(n.data for e in exprs for n in e.walk() if n.op == "table")
+
+
+def distinct(tables: Iterable[Table]) -> tuple[Table, ...]:
+    """Tables without repetition, in order of first use; SpecError where two share a name."""
     found: dict[str, Table] = {}
-    for node in (n for e in exprs for n in e.walk() if n.op == "table"):
-        held = found.setdefault(node.data.name, node.data)
-        if held.key != node.data.key:
+    for table in tables:
+        held = found.setdefault(table.name, table)
+        if held.key != table.key:
             raise SpecError(
                 f"two tables are named {held.name!r}",
-                where=f"{held!r} and {node.data!r}",
+                where=f"{held!r} and {table!r}",
                 hint="another name for one of them",
             )
     return tuple(found.values())

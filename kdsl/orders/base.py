@@ -11,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from kdsl.errors import InputError, SpecError
+from kdsl.expr import serial
 from kdsl.expr.evaluate import evaluate
 from kdsl.expr.nodes import Expr, var
+from kdsl.expr.tables import Table, distinct, tables_of
 from kdsl.grid import Grid
 
 Tables = Mapping[str, npt.NDArray[Any]]
@@ -29,12 +31,25 @@ class Order(ABC):
     @property
     @abstractmethod
     def expr(self) -> Expr:
-        """The original token at stored position ``s``."""
+        """The original token at stored position ``s``.
+
+        SpecError where there is no expression: for what undoes a list known only at the call.
+        """
 
     @property
     @abstractmethod
     def inverse_expr(self) -> Expr:
-        """The stored position of original token ``s``."""
+        """The stored position of original token ``s``; SpecError as for `expr`."""
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """The tables that say what the order is."""
+        return tables_of([self.expr])
+
+    @property
+    def structure(self) -> str:
+        """Identity of the kind of order: no constants, tables and sizes."""
+        return serial.structure(self.expr)
 
     @property
     def tokens(self) -> int:
@@ -100,6 +115,16 @@ class Inverse(Order):
         return self.order.is_identity
 
     @property
+    def tables(self) -> tuple[Table, ...]:
+        """See `Order.tables`."""
+        return self.order.tables
+
+    @property
+    def structure(self) -> str:
+        """See `Order.structure`."""
+        return f"~{self.order.structure}"
+
+    @property
     def expr(self) -> Expr:
         """The stored position that ``order`` gave token ``s``."""
         return self.order.inverse_expr
@@ -131,6 +156,16 @@ class Chain(Order):
     def grid(self) -> Grid:  # type: ignore[override]
         """The grid of both."""
         return self.inner.grid
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """See `Order.tables`."""
+        return distinct((*self.outer.tables, *self.inner.tables))
+
+    @property
+    def structure(self) -> str:
+        """See `Order.structure`."""
+        return f"({self.outer.structure} @ {self.inner.structure})"
 
     @property
     def expr(self) -> Expr:
@@ -190,6 +225,16 @@ class PerHead(Order):
     def parts(self) -> tuple[Order, ...]:
         """The orders of the heads."""
         return self.orders
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """See `Order.tables`."""
+        return distinct(t for o in self.orders for t in o.tables)
+
+    @property
+    def structure(self) -> str:
+        """See `Order.structure`; which head has which order is no part of it."""
+        return ", ".join(sorted({o.structure for o in self.orders}))
 
     @property
     def expr(self) -> Expr:

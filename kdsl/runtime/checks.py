@@ -78,5 +78,5 @@ def check_finite(tensors: Mapping[str, Any]) -> None:
     for name, x in tensors.items():
         finite = np.isfinite(x) if isinstance(x, np.ndarray) else x.isfinite()
         if not bool(finite.all()):
-            bad = [int(i) for i in np.argwhere(~np.asarray(finite.tolist()))[0]]
-            raise InputError(f"{name} holds NaN or infinity, first at {bad}")
+            found = np.argwhere(~finite) if isinstance(x, np.ndarray) else (~finite).nonzero()
+            raise InputError(f"{name} holds NaN or infinity, first at {found[0].tolist()}")

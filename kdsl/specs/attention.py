@@ -13,7 +13,7 @@ from kdsl.blocks import Blocks
 from kdsl.errors import InputError, SpecError
 from kdsl.expr import serial
 from kdsl.expr.bounds import Bounds, check_int32, check_tables
-from kdsl.expr.tables import Table, tables_of
+from kdsl.expr.tables import Table, distinct, tables_of
 from kdsl.grid import Grid, as_grid
 from kdsl.intervals import classify
 from kdsl.intervals.classify import token_bounds
@@ -83,7 +83,7 @@ class Attention:
         self._check_numbers()
         self._check_orders()
         self._check_mask()
-        # Two tables of one name, and orders that no kernel can index by, show here.
+        # Two tables of one name show here.
         _ = self.tables
 
     def _check_numbers(self) -> None:
@@ -245,8 +245,8 @@ class Attention:
     @cached_property
     def tables(self) -> tuple[Table, ...]:
         """Every table of the mask and the orders, in the order kernels take them."""
-        orders = [o.expr for o in (*self.query_order.parts, *self.kv_order.parts)]
-        return tables_of((*self.element_mask.variants, *orders))
+        masks = tables_of(self.element_mask.variants)
+        return distinct((*masks, *self.query_order.tables, *self.kv_order.tables))
 
     @property
     def open_tables(self) -> tuple[Table, ...]:
@@ -328,10 +328,7 @@ class Attention:
     def program(self) -> str:
         """Identity of the generated program: no sizes, constants or tables."""
         masks = sorted({serial.structure(e) for e in self.element_mask.variants})
-        orders = [
-            sorted({serial.structure(o.expr) for o in order.parts})
-            for order in (self.query_order, self.kv_order)
-        ]
+        orders = [self.query_order.structure, self.kv_order.structure]
         layout = self.layout.to_json() if self.layout else None
         lead = ["attention", self.dtype, self.head_dim, self.group, list(self.block), layout]
         return digest([*lead, masks, orders, self.return_lse, *["stored"] * self.stored])

@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import Any
 
 from kdsl.errors import SpecError
-from kdsl.expr import serial
 from kdsl.expr.tables import Table, tables_of
 from kdsl.grid import Grid, as_grid
 from kdsl.layouts import Layout
@@ -98,6 +97,5 @@ class Permute:
     @property
     def program(self) -> str:
         """Identity of the generated program: no sizes, constants or tables."""
-        orders = sorted({serial.structure(o.expr) for o in self.order.parts})
         layout = self.layout.to_json() if self.layout else None
-        return digest(["permute", self.dtype, self.head_dim, layout, orders])
+        return digest(["permute", self.dtype, self.head_dim, layout, self.order.structure])

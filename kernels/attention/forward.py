@@ -13,10 +13,17 @@ import triton.language as tl
 
 
 @triton.jit
-def mask(q, k, qs, ks, row, column, head, batch, tables):
+def tile_facts(row, column, head, batch, tables):
+    """What the mask knows of a tile beforehand, as bits: looked up a step ahead of its use."""
+    return row * 0
+
+
+@triton.jit
+def mask(q, k, qs, ks, row, column, known, head, batch, tables):
     """Whether query token q sees key token k.
 
-    qs and ks are their stored positions, row and column their mask block: one for all of a tile.
+    qs and ks are their stored positions, row and column their mask block, `known` its facts: one
+    for all of a tile.
     """
     return (q >= 0) & (k >= 0)
 
@@ -201,6 +208,7 @@ def attention_forward(
     steps = n_partial * SPLIT_N
     column = key_block(columns, 0, steps, MASK_N, BLOCK_N)
     ahead = key_block(columns, 1, steps, MASK_N, BLOCK_N)
+    known = tile_facts(row, column, head, batch, tables)
     at = key_start(column, 0, MASK_N, BLOCK_N)
     k_tokens = key_index(tl.minimum(at + tl.arange(0, BLOCK_N), keys - 1), head, tables)
     for i in tl.range(0, steps):
@@ -216,7 +224,7 @@ def attention_forward(
         if D1:
             s = tl.dot(q1, k1.T, s, input_precision=PRECISION)
         seen = mask(
-            q_tokens[:, None], k_tokens[None, :], qs[:, None], ks[None, :], row, column,
+            q_tokens[:, None], k_tokens[None, :], qs[:, None], ks[None, :], row, column, known,
             head, batch, tables,
         )  # fmt: skip
         s = tl.where(seen & near[None, :], s, -float("inf"))
@@ -231,6 +239,7 @@ def attention_forward(
         if D1:
             acc1 = tl.dot(p, v1, acc1 * fade[:, None], input_precision=PRECISION)
         column = ahead
+        known = tile_facts(row, column, head, batch, tables)
         ahead = key_block(columns, i + 2, steps, MASK_N, BLOCK_N)
         at = key_start(column, i + 1, MASK_N, BLOCK_N)
         k_tokens = key_index(tl.minimum(at + tl.arange(0, BLOCK_N), keys - 1), head, tables)

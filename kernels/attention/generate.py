@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 from kdsl.expr import triton_source
-from kdsl.expr.bounds import Bounds
-from kdsl.expr.nodes import Expr
-from kdsl.kernels.attention import orders
+from kdsl.kernels.attention import heads, tables, tiles
+from kdsl.kernels.attention.heads import grouped
 from kdsl.specs import Attention
 
 PORTABLE = Path(__file__).parent / "forward.py"
@@ -42,10 +40,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 @cache
 def template_hash() -> str:
     """Changes with the templates, and with the modules that print leaves into them."""
-    modules = (Path(__file__), Path(orders.__file__), Path(triton_source.__file__))
-    return hashlib.sha256(
-        b"".join(path.read_bytes() for path in (PORTABLE, *HOPPER, *modules))
-    ).hexdigest()[:16]
+    modules = (Path(str(m.__file__)) for m in (tables, heads, tiles, triton_source))
+    parts = (PORTABLE, *HOPPER, Path(__file__), *modules)
+    return hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()[:16]
 
 
 def source(spec: Attention, template: str = "portable") -> str:
@@ -62,52 +59,23 @@ def source(spec: Attention, template: str = "portable") -> str:
 
 
 def leaves(spec: Attention) -> str:
-    """The leaf functions `mask`, `query_index` and `key_index`."""
-    bounds = spec.index_bounds
-    blocks = {
-        name: (0, bounds[stored][1] // size)
-        for name, stored, size in zip(("row", "column"), ("qs", "ks"), spec.block, strict=True)
-    }
-    mask = triton_source.leaf(
-        "mask",
-        ("q", "k", "qs", "ks", "row", "column", "head", "batch"),
-        variants([by_block(e, spec.block) for e in spec.element_mask.variants]),
-        bounds | blocks,
-        orders.tables(spec),
+    """The leaf functions `tile_facts`, `mask`, `query_index` and `key_index`."""
+    held = tables.tables(spec)
+    bounds = tables.index_bounds(spec)
+    variants, known = tables.masks(spec)
+    facts = triton_source.leaf(
+        "tile_facts", ("row", "column", "head", "batch"), [([], known)], bounds, held
     )
-    parts = [mask, index_leaf("query", bounds["qs"], spec), index_leaf("key", bounds["ks"], spec)]
-    return "\n\n".join(parts) + "\n\n"
-
-
-def by_block(expr: Expr, block: tuple[int, int]) -> Expr:
-    """The mask with stored positions over the block size read as the tile's row and column.
-
-    A block map is then looked up once a tile, not once for each pair in it.
-    """
-    names = {"qs": ("row", block[0]), "ks": ("column", block[1])}
-
-    def change(node: Expr) -> Expr | None:
-        if node.op != "floordiv" or node.args[0].op != "var" or node.args[0].data not in names:
-            return None
-        name, size = names[node.args[0].data]
-        divisor = node.args[1].value
-        if divisor is None or divisor % size:
-            return None
-        return Expr("var", (), name) // (divisor // size)
-
-    return expr.rebuild(change)
-
-
-def index_leaf(which: str, positions: Bounds, spec: Attention) -> str:
-    """Original token at a stored position, by head where heads differ."""
-    bounds = {"s": positions, "head": (0, spec.heads - 1)}
-    exprs = variants(orders.expressions(spec, which))
-    return triton_source.leaf(f"{which}_index", ("s", "head"), exprs, bounds, orders.tables(spec))
-
-
-def variants(exprs: Sequence[Expr]) -> list[tuple[list[int], Expr]]:
-    """Heads grouped by equal expressions, most heads last (they need no test)."""
-    groups: dict[str, tuple[list[int], Expr]] = {}
-    for head, expr in enumerate(exprs):
-        groups.setdefault(expr.key, ([], expr))[0].append(head)
-    return sorted(groups.values(), key=lambda g: len(g[0]))
+    params = ("q", "k", "qs", "ks", "row", "column", "known", "head", "batch")
+    mask = triton_source.leaf("mask", params, variants, bounds, held)
+    indices = [
+        triton_source.leaf(
+            f"{which}_index",
+            ("s", "head"),
+            grouped(tables.index(spec, which)),
+            {"s": bounds[stored], "head": bounds["head"]},
+            held,
+        )
+        for which, stored in (("query", "qs"), ("key", "ks"))
+    ]
+    return "\n\n".join([facts, mask, *indices]) + "\n\n"

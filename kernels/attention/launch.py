@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdsl.blocks import Blocks
-from kdsl.kernels.attention import orders
+from kdsl.kernels.attention import tables as leaf_tables
 from kdsl.kernels.attention.config import Config, head_parts, table_dtype
 from kdsl.kernels.attention.hopper import launch as hopper
 from kdsl.specs import Attention
@@ -176,9 +176,10 @@ def table_tensors(
     """Tables in the order the leaves take them, on a device, contiguous."""
     import torch
 
+    held = leaf_tables.table_values(spec, tables or {})
     out = []
-    for t in orders.tables(spec):
-        values = t.values if t.values is not None else (tables or {})[t.name]
+    for t in leaf_tables.tables(spec):
+        values = held[t.name]
         if not isinstance(values, torch.Tensor):
             values = torch.from_numpy(np.array(t.checked(values)))
         out.append(values.to(device=device, dtype=getattr(torch, table_dtype(t))).contiguous())

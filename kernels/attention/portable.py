@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kdsl.kernels.attention import orders
+from kdsl.kernels.attention import tables as leaf_tables
 from kdsl.kernels.attention.config import (
     ARCHITECTURES,
     Config,
@@ -35,8 +35,16 @@ def legal(spec: Attention, config: Config, target: Target) -> str | None:
             return f"{target.name} has no tensor descriptors"
         if not describable(spec):
             return "tensor descriptors need the original order, or stored=True"
-    if config.num_warps > 4 and config.block_m * config.block_n // (config.num_warps * 32) < 8:
+        if spec.dtype == "float32":
+            return "tensor descriptors are for 16-bit products, which read shared memory"
+    each = config.block_m * config.block_n // (config.num_warps * 32)
+    single = spec.dtype == "float32"
+    if config.num_warps > 4 and each < (4 if single else 8):
         return "too many warps for the tile"
+    # Without tensor cores the products are unrolled: beyond this compilation takes minutes and most
+    # of a tile lies in local memory.
+    if single and each * spec.head_dim > 1024:
+        return f"{each * spec.head_dim} multiply-adds a thread and product, 1024 at most"
     # Accumulators alone: beyond this they spill far and wide, and compile for minutes.
     first, second = head_parts(spec.head_dim)
     held = config.block_m * (first + second + config.block_n) // (config.num_warps * 32)
@@ -85,7 +93,7 @@ def ahead_of_time(
         signature[name] = "*i32"
         divisible.append(name)
     types = {"int32": "*i32", "int16": "*i16", "uint8": "*u8", "int8": "*i8"}
-    held = orders.tables(spec)
+    held = leaf_tables.tables(spec)
     signature["tables"] = tuple(types[table_dtype(t)] for t in held)
     divisible += [("tables", i) for i in range(len(held))]
     for name in "qkvo":

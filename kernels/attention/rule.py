@@ -29,9 +29,8 @@ def preferences(spec: Attention, target: Target, partial_share: float) -> Iterat
         for m, n in ((64, 64), (64, 32), (32, 32)):
             yield from (Config(m, n, 4, stages) for stages in (3, 2, 1))
     # Without tensor cores a tile's products live in plain registers.
-    yield from (Config(32, 32, 4, stages) for stages in (2, 1))
     rows, columns = (min(n, 32) for n in spec.block)
-    yield from (Config(rows, columns, warps, 1) for warps in (4, 2, 1))
+    yield from (Config(rows, columns, warps, stages) for warps in (4, 8) for stages in (2, 1))
 
 
 def _hopper(spec: Attention, partial_share: float) -> Iterator[Config]:

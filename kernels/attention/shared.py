@@ -1,7 +1,7 @@
 """Shared memory of the attention template, from its configuration alone.
 
-What the compiler allocates depends on the unit that multiplies.  Read off the IR of Triton 3.9 and
-3.6, which agree:
+What the compiler allocates depends on the unit that multiplies.  Read off the binaries of Triton
+3.7, by a sample of the space in each run of the tests and by all of it at night:
 
 =========  =======================================  =============================================
 unit       where                                    what lies in shared memory
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kdsl.kernels.attention.config import ITEM_BYTES, Config, head_parts, table_dtype
-from kdsl.kernels.attention.generate import by_block
+from kdsl.kernels.attention.tables import masks
 from kdsl.specs import Attention
 from kdsl.targets import Target
 
@@ -59,7 +59,6 @@ def shared_bytes(spec: Attention, config: Config, target: Target) -> int:
     m, n, stages = config.block_m, config.block_n, config.num_stages
     tiles = Tiles(m * spec.head_dim * item, n * spec.head_dim * item, m * n * item)
     unit = unit_of(spec, config, target)
-    _, tail = head_parts(spec.head_dim)
     if unit == "fma":
         row = max(m, 32) * 4 if stages > 1 else 0
         held = tiles.q + _in_flight(stages) * tiles.kv + tiles.p + row
@@ -69,12 +68,9 @@ def shared_bytes(spec: Attention, config: Config, target: Target) -> int:
         padding = PADDING if config.loads == "descriptor" else 0
         held = tiles.q + (2 * stages if stages > 1 else 1) * tiles.kv + padding
     elif stages == 1:
-        held = (
-            tiles.q + tiles.kv + (4096 if m == 128 and config.num_warps == 8 and not tail else 1024)
-        )
+        held = tiles.q + tiles.kv + (4096 if m == 128 and config.num_warps == 8 else 1024)
     else:
-        # V's head and tail share what the products of one step leave.
-        held = tiles.q + (2 * stages - bool(tail)) * tiles.kv + PADDING + BARRIERS
+        held = tiles.q + 2 * stages * tiles.kv + PADDING + 6 * BARRIERS
     return held + table_bytes(spec, config)
 
 
@@ -82,7 +78,11 @@ def _mma(spec: Attention, config: Config, tiles: Tiles) -> int:
     first, tail = head_parts(spec.head_dim)
     m, stages = config.block_m, config.num_stages
     # Rows split over warps for one product and columns for the other: P changes hands.
-    p = tiles.p if m == 16 or (not tail and m < spec.head_dim) else 0
+    p = tiles.p if (m == 16 and stages > 1) or (not tail and m < spec.head_dim) else 0
+    if tail > 32 and m < tail:
+        p += tiles.p
+    # Maxima of rows that several warps share.
+    p += 16 if m == 16 else 0
     if config.loads == "pointer":
         return tiles.q + _in_flight(stages) * tiles.kv + p
     if stages > 1:
@@ -103,10 +103,7 @@ def table_bytes(spec: Attention, config: Config) -> int:
     Where they are narrow, a whole tile of them changes hands.
     """
     nodes = {
-        node.key: node
-        for expr in spec.element_mask.variants
-        for node in by_block(expr, spec.block).walk()
-        if node.op == "table"
+        node.key: node for _, expr in masks(spec)[0] for node in expr.walk() if node.op == "table"
     }
     pairs = config.block_m * config.block_n
     held = 0

@@ -21,7 +21,7 @@ from kdsl.runtime.records import Device, Key, Measurement, lookup
 from kdsl.runtime.tunables import tunable_for
 from kdsl.specs import canonical
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.alone]
 
 
 @pytest.fixture(scope="module")

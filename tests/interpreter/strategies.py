@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -198,8 +198,9 @@ class Drawn:
 @st.composite
 def cases(
     draw: Callable[[Any], Any],
-    blocks: tuple[tuple[int, int], ...] = BLOCKS,
-    dtypes: tuple[str, ...] = ("float16", "float32"),
+    dtypes: Sequence[str] = ("float16", "float32"),
+    head_dims: Sequence[int] = HEAD_DIMS,
+    blocks: Sequence[tuple[int, int]] = BLOCKS,
     tokens: int = TOKENS,
     in_place: bool = True,
 ) -> Case:
@@ -226,7 +227,7 @@ def cases(
         keys=keys,
         heads=d.heads,
         kv_heads=d.heads if stored and by_head else d.one_of(*groups),
-        head_dim=d.one_of(*HEAD_DIMS),
+        head_dim=d.one_of(*head_dims),
         dtype=d.one_of(*dtypes),
         mask=d.mask(queries, keys, order, block),
         order=order,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kdsl.kernels.attention import orders
+from kdsl.kernels.attention import tables as leaf_tables
 from kdsl.kernels.attention.config import Config, describable, head_parts, table_dtype
 from kdsl.specs import Attention
 from kdsl.targets import Target
@@ -70,7 +70,7 @@ def shared_bytes(spec: Attention, config: Config) -> int:
     row = 2 * spec.head_dim
     steps = 2 * config.num_stages + config.extra_keys
     tiles = (2 * config.block_m + steps * config.block_n) * row
-    return tiles + BARRIERS + 16 * len(orders.tables(spec))
+    return tiles + BARRIERS + 16 * len(leaf_tables.tables(spec))
 
 
 def legal(spec: Attention, config: Config, target: Target) -> str | None:
@@ -196,7 +196,7 @@ def ahead_of_time(
         signature[name] = "*fp32" if name == "lse" else "*i32"
         divisible.append(name)
     types = {"int32": "*i32", "int16": "*i16", "uint8": "*u8", "int8": "*i8"}
-    held = orders.tables(spec)
+    held = leaf_tables.tables(spec)
     signature["tables"] = tuple(types[table_dtype(t)] for t in held)
     divisible += [("tables", i) for i in range(len(held))]
     for name, value in integers.items():

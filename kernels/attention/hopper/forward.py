@@ -19,8 +19,16 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from kdsl.kernels.attention.hopper.choices import advance, chosen, named
 from kdsl.kernels.attention.hopper.finish import finish
+from kdsl.kernels.attention.hopper.leaves import tile_facts
 from kdsl.kernels.attention.hopper.producer import producer
-from kdsl.kernels.attention.hopper.softmax import exponents, hide, maxima, pack, weigh
+from kdsl.kernels.attention.hopper.softmax import (
+    column_of,
+    exponents,
+    hide,
+    maxima,
+    pack,
+    weigh,
+)
 from kdsl.kernels.attention.hopper.steps import early_steps, gather, late_steps, operands, scores
 from kdsl.kernels.attention.hopper.work import place_of, read_note
 
@@ -48,15 +56,16 @@ def consumer(
     if C.PINGPONG:
         named("sync", 8 + WG, 256, n)
     # Under a name of its own: what a loop assigns too is carried round it.
-    ahead = scores(q_buf.index(WG), q_buf_more.index(WG), k_buf.index(0), k_buf_more.index(0), C)
+    first_s = scores(q_buf.index(WG), q_buf_more.index(WG), k_buf.index(0), k_buf_more.index(0), C)
     if C.PINGPONG:
         named("arrive", 9 - WG, 256, n)
-    s = warpgroup_mma_wait(0, [ahead])
+    s = warpgroup_mma_wait(0, [first_s])
     mbarrier.arrive(k_empty.index(0), count=1)
     ki, kp = advance(0, 0, C.K_STAGES)
     before = 0
     while n > 0:
         place = place_of(tile, first, WG, sizes, C)
+        full_end = gl.maximum(n_full, 1)
         slot = qi * C.CONSUMERS + WG
         q = q_buf.index(slot)
         q_more = q_buf_more.index(slot)
@@ -66,10 +75,16 @@ def consumer(
         total = gl.full([64, 4], 0.0, gl.float32, C.ROWS)
         o = gl.full([64, C.D0], 0.0, gl.float32, C.OUT)
         o_more = gl.full([64, C.TAIL.instr_shape[1]], 0.0, gl.float32, C.TAIL)
+        # The masks of the first partial steps, looked up before the full ones are computed.
+        column = column_of(full_end, n, first, lists, C)
+        ahead = column_of(full_end + 1, n, first, lists, C)
+        known = tile_facts(place[2], column, place[1], place[0], tables)
+        looked = (column, ahead, known)
         if n_full == 0:
-            s = hide(s, 0, place, tables, lists, sizes, C)
+            own = column_of(0, n, first, lists, C)
+            own_facts = tile_facts(place[2], own, place[1], place[0], tables)
+            s = hide(s, 0, own, own_facts, place, tables, sizes, C)
         top, fade = maxima(s, top, scale, C)
-        full_end = gl.maximum(n_full, 1)
         if C.EARLY:
             following = (tile, n_full, n, first)
             if n == 1:
@@ -91,12 +106,14 @@ def consumer(
             ki, kp = advance(ki, kp, C.K_STAGES)
             p = pack(weights, q, C)
             following, s, p, o, o_more, top, total, rings = early_steps(
-                1, full_end, n, q, q_more, qi, qp_next, following, (at, phase), s, p, o, o_more,
+                1, full_end, n, looked, q, q_more, qi, qp_next, following, (at, phase), s, p, o,
+                o_more,
                 top, total, (ki, kp, vi, vp), place, WG, False,
                 buffers, barriers, lists, tables, sizes, scale, C,
             )  # fmt: skip
             following, s, p, o, o_more, top, total, rings = early_steps(
-                full_end, n, n, q, q_more, qi, qp_next, following, (at, phase), s, p, o, o_more,
+                full_end, n, n, looked, q, q_more, qi, qp_next, following, (at, phase), s, p, o,
+                o_more,
                 top, total, rings, place, WG, True,
                 buffers, barriers, lists, tables, sizes, scale, C,
             )  # fmt: skip
@@ -108,11 +125,12 @@ def consumer(
             p = pack(weights, q, C)
             mbarrier.wait(k_full.index(ki), kp, pred=n > 1)
             p, o, o_more, top, total, rings = late_steps(
-                1, full_end, n, q, q_more, p, o, o_more, top, total, (ki, kp, vi, vp), place,
+                1, full_end, n, looked, q, q_more, p, o, o_more, top, total, (ki, kp, vi, vp),
+                place,
                 WG, False, buffers, barriers, lists, tables, sizes, scale, C,
             )  # fmt: skip
             p, o, o_more, top, total, rings = late_steps(
-                full_end, n, n, q, q_more, p, o, o_more, top, total, rings, place,
+                full_end, n, n, looked, q, q_more, p, o, o_more, top, total, rings, place,
                 WG, True, buffers, barriers, lists, tables, sizes, scale, C,
             )  # fmt: skip
             ki, kp, vi, vp = rings

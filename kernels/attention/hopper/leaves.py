@@ -6,7 +6,13 @@ from triton.experimental import gluon
 
 
 @gluon.jit
-def mask(q, k, qs, ks, row, column, head, batch, tables):
+def tile_facts(row, column, head, batch, tables):
+    """What `mask` is told of a tile as ``known``: truths about it, one a bit."""
+    return row * 0
+
+
+@gluon.jit
+def mask(q, k, qs, ks, row, column, known, head, batch, tables):
     """Whether query token q sees key token k.
 
     qs and ks are their stored positions, row and column their mask block: one for all of a tile.

@@ -136,13 +136,19 @@ def rescale(o, fade, TAIL: gl.constexpr, C: gl.constexpr):
 
 
 @gluon.jit
-def hide(s, step, place, tables, lists, sizes, C: gl.constexpr):
+def column_of(step, n, first, lists, C: gl.constexpr):
+    """The mask block that a step of a tile works in; 0 past the end, and where there is none."""
+    inside = (first >= 0) & (step < n)
+    return gl.load(lists[3] + gl.maximum(first, 0) + step // C.SPLIT_N, mask=inside, other=0)
+
+
+@gluon.jit
+def hide(s, step, column, known, place, tables, sizes, C: gl.constexpr):
     """Scores of a step with what the mask drops, and what is past the end, at minus infinity."""
     batch, head, row, q_at, first = place
     keys = sizes[3]
     # A row without any block is one step that sees nothing.
     limit = gl.where(first < 0, 0, keys)
-    column = gl.load(lists[3] + gl.maximum(first, 0) + step // C.SPLIT_N, mask=first >= 0, other=0)
     qs = q_at + gl.arange(0, 64, layout=gl.SliceLayout(1, C.SCORES))
     ks = gl.arange(0, C.BLOCK_N, layout=gl.SliceLayout(0, C.SCORES))
     ks += column * C.MASK_N + step % C.SPLIT_N * C.BLOCK_N
@@ -153,6 +159,6 @@ def hide(s, step, place, tables, lists, sizes, C: gl.constexpr):
     seen = mask(
         gl.expand_dims(query_index(qs, head, tables), 1),
         gl.expand_dims(key_index(ks, head, tables), 0),
-        gl.expand_dims(qs, 1), gl.expand_dims(ks, 0), row, column, head, batch, tables,
+        gl.expand_dims(qs, 1), gl.expand_dims(ks, 0), row, column, known, head, batch, tables,
     )  # fmt: skip
     return gl.where(seen & gl.expand_dims(near, 0), s, -float("inf"))

@@ -9,7 +9,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from kdsl.kernels.attention.hopper.choices import advance, named
+from kdsl.kernels.attention.hopper.leaves import tile_facts
 from kdsl.kernels.attention.hopper.softmax import (
+    column_of,
     exponents,
     hide,
     maxima,
@@ -61,7 +63,7 @@ def gather(p, v, v_more, o, o_more, C: gl.constexpr):
 
 @gluon.jit
 def late_steps(
-    lo, hi, n, q, q_more, p, o, o_more, top, total, rings, place,
+    lo, hi, n, looked, q, q_more, p, o, o_more, top, total, rings, place,
     WG: gl.constexpr, MASKED: gl.constexpr, buffers, barriers, lists, tables, sizes, scale,
     C: gl.constexpr,
 ):  # fmt: skip
@@ -69,6 +71,8 @@ def late_steps(
     k_buf, k_buf_more, v_buf, v_buf_more = buffers[2], buffers[3], buffers[4], buffers[5]
     k_full, k_empty, v_full, v_empty = barriers[2], barriers[3], barriers[4], barriers[5]
     ki, kp, vi, vp = rings
+    if MASKED:
+        column, ahead, known = looked
     for i in range(lo, hi):
         weight = operands(p, v_buf, C)
         if C.PINGPONG:
@@ -82,7 +86,11 @@ def late_steps(
         mbarrier.arrive(k_empty.index(ki), count=1)
         ki, kp = advance(ki, kp, C.K_STAGES)
         if MASKED:
-            s = hide(s, i, place, tables, lists, sizes, C)
+            s = hide(s, i, column, known, place, tables, sizes, C)
+            # Looked up ahead: the tile's own loads do not wait for them.
+            column = ahead
+            known = tile_facts(place[2], column, place[1], place[0], tables)
+            ahead = column_of(i + 2, n, place[4], lists, C)
         top, fade = maxima(s, top, scale, C)
         weights, total = weigh(exponents(s, top, scale, C), total, fade, C)
         # The spin also keeps ptxas from moving the wait for the products above the softmax.
@@ -102,7 +110,8 @@ def late_steps(
 
 @gluon.jit
 def early_steps(
-    lo, hi, n, q, q_more, qi, qp, following, note, s, p, o, o_more, top, total, rings, place,
+    lo, hi, n, looked, q, q_more, qi, qp, following, note, s, p, o, o_more, top, total, rings,
+    place,
     WG: gl.constexpr, MASKED: gl.constexpr, buffers, barriers, lists, tables, sizes, scale,
     C: gl.constexpr,
 ):  # fmt: skip
@@ -112,6 +121,8 @@ def early_steps(
     k_full, k_empty, v_full, v_empty = barriers[2], barriers[3], barriers[4], barriers[5]
     ki, kp, vi, vp = rings
     tile_next, full_next, n_next, first_next = following
+    if MASKED:
+        column, ahead, known = looked
     for i in range(lo, hi):
         last = i == n - 1
         if last:
@@ -119,7 +130,11 @@ def early_steps(
                 buffers[6], barriers[6], note[0], note[1]
             )
         if MASKED:
-            s = hide(s, i, place, tables, lists, sizes, C)
+            s = hide(s, i, column, known, place, tables, sizes, C)
+            # Looked up ahead: the tile's own loads do not wait for them.
+            column = ahead
+            known = tile_facts(place[2], column, place[1], place[0], tables)
+            ahead = column_of(i + 2, n, place[4], lists, C)
         top, fade = maxima(s, top, scale, C)
         x = exponents(s, top, scale, C)
         mbarrier.wait(barriers[0].index(1 - qi), qp, pred=last & (n_next > 0))

@@ -1,4 +1,7 @@
-"""Attention at its edges, in the interpreter: nothing to see, nothing there, NaN and infinity."""
+"""Attention at its edges: nothing to see, nothing there, NaN and infinity.
+
+In the interpreter here; `tests/kernels/attention/test_gpu.py` runs the same on a GPU.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ from kdsl.kernels.attention import launch
 from kdsl.kernels.attention.config import Config
 from kdsl.runtime import build
 from kdsl.runtime.attention import AttentionOperator
-from kdsl.specs import Attention
+from kdsl.specs import Attention, as_array
+from tests.devices import DEVICE, GPU
 from tests.tolerance import expected
 
 CONFIG = {"block_m": 32, "block_n": 32, "num_warps": 4, "num_stages": 2}
@@ -29,7 +33,7 @@ Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 def operator(spec: Attention, loads: str = "pointer", **settings: Any) -> AttentionOperator:
     """The spec's kernel in small tiles."""
     config = {**CONFIG, **settings, "loads": loads}
-    op = build(spec, gpu="h100", backend="triton", config=config)
+    op = build(spec, gpu=GPU, backend="triton", config=config)
     assert isinstance(op, AttentionOperator)
     return op
 
@@ -40,7 +44,7 @@ def inputs(spec: Attention, batch: int = 1, seed: int = 0) -> Tensors:
 
     def made(heads: int, tokens: int) -> torch.Tensor:
         x = torch.randn((batch, heads, tokens, spec.head_dim), generator=generator)
-        return x.to(getattr(torch, spec.dtype))
+        return x.to(DEVICE, getattr(torch, spec.dtype))
 
     keys = (spec.group_heads, spec.key_grid.tokens)
     return made(spec.heads, spec.query_grid.tokens), made(*keys), made(*keys)
@@ -105,7 +109,7 @@ def test_a_row_of_minus_infinities_and_scores_that_grow() -> None:
     """Maxima that rise with every tile, and tiles hidden before anything was seen."""
     spec = attention(160, mask=masks.predicate(lambda q, k: (k >= 64) & (k <= q + 64)))
     q, k, v = inputs(spec)
-    k = k * torch.linspace(0.1, 6, 160)[:, None].to(k.dtype)
+    k = k * torch.linspace(0.1, 6, 160)[:, None].to(k)
     out, lse = operator(spec)(q, k, v)
     expected(spec, q, k, v, block_n=32).check(out, lse)
 
@@ -133,7 +137,7 @@ def test_not_finite(where: str, value: float, loads: str) -> None:
     wanted = expected(spec, *bad, block_n=32)
     assert not np.isfinite(wanted.out).all()
     wanted.check(out, lse)
-    first = np.asarray(out[0, 0, :32], np.float64)
+    first = as_array(out[0, 0, :32])
     if where != "q":
         assert np.isfinite(first).all(), "the first block of queries never visits the second"
     assert bool((out[0, 0, 3] == 0).all())
@@ -151,7 +155,7 @@ def test_check_raises_on_what_is_not_finite() -> None:
     with pytest.raises(InputError, match=r"k holds NaN or infinity, first at \[0, 0, 5, 2\]"):
         op(q, bad, v, check=True)
     single = operator(attention(40, return_lse=False, dtype="float32", scale=1e30))
-    huge = torch.full((1, 1, 40, 64), 1e10)
+    huge = torch.full((1, 1, 40, 64), 1e10, device=DEVICE)
     with pytest.raises(InputError, match="the output holds NaN or infinity"):
         single(huge, huge, huge, check=True)
 
@@ -162,10 +166,10 @@ def test_given_outputs(loads: str) -> None:
     spec = attention(70, heads=2)
     op = operator(spec, loads)
     q, k, v = inputs(spec, batch=2)
-    around = torch.full((2, 72, 2, 64), 7.0, dtype=torch.float16)
+    around = torch.full((2, 72, 2, 64), 7.0, dtype=torch.float16, device=DEVICE)
     out = around[:, 1:71].transpose(1, 2)
     out.fill_(float("nan"))
-    lse = torch.full((2, 2, 70), float("nan"))
+    lse = torch.full((2, 2, 70), float("nan"), device=DEVICE)
     lists, tables = op._bound_for(None, 2).upload(q.device)
     config = Config.from_json(dict(op.config))
     launch.launch(op.module("portable"), spec, config, lists, (q, k, v), tables, out=out, lse=lse)
@@ -179,7 +183,7 @@ def test_tensors_that_no_descriptor_describes() -> None:
     spec = attention(50, heads=2, kv_heads=2)
     op = operator(spec, "descriptor")
     q, k, v = inputs(spec, batch=2)
-    odd = torch.zeros((2, 2, 50, 67), dtype=torch.float16)[..., 2:66].copy_(q)
+    odd = torch.zeros((2, 2, 50, 67), dtype=q.dtype, device=DEVICE)[..., 2:66].copy_(q)
     spread = k[:, :1].expand(-1, 2, -1, -1)
     assert launch.fitting(Config(loads="descriptor"), (odd, k, v)).loads == "pointer"
     assert launch.fitting(Config(loads="descriptor"), (q, spread, v)).loads == "pointer"
@@ -200,6 +204,26 @@ def test_bound_tables_and_tables_of_the_call() -> None:
     wanted["2"].check(*op(q, k, v, tables={"doc": two}))
     wanted["2"].check(*bound(q, k, v, tables={"doc": torch.from_numpy(two)}))
     wanted["1"].check(*bound(q, k, v))
+
+
+@pytest.mark.parametrize("made", ["list", "inverse", "outer", "inner", "undone", "heads"])
+def test_orders_that_come_with_the_call(made: str) -> None:
+    """A list given with the call is an order, and so is what is made of it."""
+    grid = Grid(height=9, width=7, text=3)
+    listed = orders.table(Table("sequence", grid.tokens), grid)
+    axes, known = orders.axes(grid, "WH"), orders.table(np.roll(np.arange(66), 5), grid)
+    order = {
+        "list": listed,
+        "inverse": ~listed,
+        "outer": listed @ axes,
+        "inner": known @ listed,
+        "undone": axes @ ~listed,
+        "heads": orders.per_head([listed, ~listed]),
+    }[made]
+    spec = attention(queries=grid, keys=grid, heads=2, order=order, mask=masks.window(grid, (5, 3)))
+    q, k, v = inputs(spec)
+    tables = {"sequence": np.random.default_rng(4).permutation(grid.tokens)}
+    expected(spec, q, k, v, tables).check(*operator(spec)(q, k, v, tables=tables))
 
 
 def test_block_rows_as_a_table() -> None:

@@ -1,4 +1,7 @@
-"""Random specs: the kernel in the interpreter equals the reference."""
+"""Random specs: the kernel in the interpreter equals the reference.
+
+`tests/kernels/attention/test_gpu.py` asks the same of a GPU.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +9,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from hypothesis import given, note, settings
+from hypothesis import given, note
 from hypothesis import strategies as st
 
 from kdsl.kernels.attention.config import Config
 from kdsl.kernels.attention.tunable import AttentionTunable
 from kdsl.runtime import build
 from kdsl.specs import Attention
-from kdsl.targets import get
+from kdsl.targets import Target, get
+from tests.devices import DEVICE, GPU
 from tests.interpreter.strategies import Case, cases
 from tests.tolerance import expected
 
 H100 = get("h100")
 
 
-def configs(spec: Attention) -> list[Config]:
+def configs(spec: Attention, target: Target = H100) -> list[Config]:
     """Every tile and kind of loads that is legal; warps and stages mean nothing here."""
     tunable = AttentionTunable(spec)
-    space = tunable.space(H100)
+    space = tunable.space(target)
     return [
-        next(c for c in made if tunable.legal(c.to_json(), H100) is None)
+        next(c for c in made if tunable.legal(c.to_json(), target) is None)
         for made in (
             [
                 Config(m, n, warps, stages, loads)
@@ -36,7 +40,7 @@ def configs(spec: Attention) -> list[Config]:
             for n in space["block_n"]
             for loads in space["loads"]
         )
-        if any(tunable.legal(c.to_json(), H100) is None for c in made)
+        if any(tunable.legal(c.to_json(), target) is None for c in made)
     ]
 
 
@@ -48,7 +52,7 @@ def tensors(case: Case, strides: str) -> tuple[torch.Tensor, torch.Tensor, torch
         shape = (case.batch, heads, tokens, spec.head_dim)
         if strides == "tokens first":
             shape = (case.batch, tokens, heads, spec.head_dim)
-        x = torch.randn(shape, generator=generator).to(getattr(torch, spec.dtype))
+        x = torch.randn(shape, generator=generator).to(DEVICE, getattr(torch, spec.dtype))
         return x.transpose(1, 2) if strides == "tokens first" else x
 
     q = made(spec.heads, spec.query_grid.tokens)
@@ -61,15 +65,11 @@ def tensors(case: Case, strides: str) -> tuple[torch.Tensor, torch.Tensor, torch
     return q, k, v
 
 
-@given(case=cases(), data=st.data())
-@settings(max_examples=settings.get_profile("ci").max_examples)
-def test_kernel_equals_reference(case: Case, data: Any) -> None:
+def check(case: Case, config: Config, strides: str) -> None:
     """Output and log-sum-exp are within the derived bound, and every element was written."""
     spec = case.spec
-    config = data.draw(st.sampled_from(configs(spec)))
-    strides = data.draw(st.sampled_from(("contiguous", "contiguous", "tokens first", "expanded")))
-    note(f"{spec!r}\n{config}")
-    op = build(spec, gpu="h100", backend="triton", config=config.to_json())
+    note(f"{spec!r}\n{config}\n{strides}")
+    op = build(spec, gpu=GPU, backend="triton", config=config.to_json())
     q, k, v = tensors(case, strides)
     found = op(q, k, v, tables=case.tables)
     out, lse = found if spec.return_lse else (found, None)
@@ -79,6 +79,16 @@ def test_kernel_equals_reference(case: Case, data: Any) -> None:
     if lse is not None:
         assert lse.dtype == torch.float32
         assert bool((out[lse.isneginf()] == 0).all())
+
+
+STRIDES = ("contiguous", "contiguous", "tokens first", "expanded")
+
+
+@given(case=cases(), data=st.data())
+def test_kernel_equals_reference(case: Case, data: Any) -> None:
+    """Any mask, order, ragged size, grouping, head dimension and tile, in float16 and float32."""
+    config = data.draw(st.sampled_from(configs(case.spec)))
+    check(case, config, data.draw(st.sampled_from(STRIDES)))
 
 
 def test_bound_notices_a_missing_key() -> None:

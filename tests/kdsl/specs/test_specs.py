@@ -272,7 +272,9 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
         "order is for 2 heads of 4",
     ),
     "late inverse": (
-        lambda: attention(order=~orders.table(table("late", 120), VIDEO)),
+        lambda: Permute(
+            tokens=VIDEO, heads=1, head_dim=64, order=~orders.table(table("late", 120), VIDEO)
+        ),
         "order 'late' is known only at the call\n"
         "  try inverse_index(tables), or an order from values",
     ),

@@ -1,0 +1,24 @@
+"""Where kernels run in tests: Triton's interpreter on the CPU, or the GPU that is here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+GPU = "h100" if DEVICE == "cpu" else None
+"""What operators are built for: in the interpreter a GPU with everything the template can use."""
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Memory that nobody wrote reads NaN: `torch.empty` comes filled with it, on any device."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.utils.deterministic.fill_uninitialized_memory
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
