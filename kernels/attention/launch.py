@@ -33,8 +33,11 @@ class Lists:
     counters: dict[int, Tensor] = field(default_factory=dict)
     """By stream: 0, from which persistent programs count up to the next tile."""
 
-    def counter(self) -> Tensor:
-        """A counter at 0 that no other launch uses at the same time.
+    prepared: dict[Any, Any] = field(default_factory=dict)
+    """Launches that were made before, by what must be equal to make one again."""
+
+    def counter(self, stream: int) -> Tensor:
+        """A counter at 0 that no launch on another stream uses at the same time.
 
         A launch leaves its counter at 0 again, so that launches of one stream can share one.
         Graphs may run beside each other wherever they were captured: each launch in one gets its
@@ -45,7 +48,6 @@ class Lists:
         device = self.start.device
         if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
             return torch.zeros(1, dtype=torch.int32, device=device)
-        stream = torch.cuda.current_stream(device).cuda_stream
         if stream not in self.counters:
             self.counters[stream] = torch.zeros(1, dtype=torch.int32, device=device)
         return self.counters[stream]
@@ -105,10 +107,12 @@ def launch(
     tables: tuple[Tensor, ...] = (),
     out: Tensor | None = None,
     lse: Tensor | None = None,
+    kind: Any = None,
 ) -> tuple[Tensor, Tensor]:
     """Output ``[batch, heads, queries, head_dim]`` and log-sum-exp ``[batch, heads, queries]``.
 
     ``module`` is the generated file.  The log-sum-exp is filled only if the spec asks for it.
+    Calls of one ``kind`` have tensors of equal shapes, strides and alignment, and no outputs given.
     """
     import torch
 
@@ -119,7 +123,7 @@ def launch(
         shape = (batch, heads, queries) if spec.return_lse else (1, 1, 1)
         lse = torch.empty(shape, dtype=torch.float32, device=q.device)
     if config.template == "hopper":
-        hopper.launch(module, spec, config, held, tensors, tables, out, lse)
+        hopper.launch(module, spec, config, held, tensors, tables, out, lse, kind)
         return out, lse
     d0, d1 = head_parts(head_dim)
     tails: tuple[Any, Any, Any] = (None, None, None)

@@ -174,7 +174,76 @@ def test_launch_order_and_counters() -> None:
     assert blocks is not None
     held = launch.lists(blocks, 2, "cpu")
     assert held.tiles.tolist() == [5, 4, 3, 1, 0, 2]
-    assert held.counter().tolist() == [0]
+    assert held.counter(0).tolist() == [0]
+
+
+class Recorded:
+    """A kernel that remembers how it was launched, first by Triton and then directly."""
+
+    function, packed_metadata = "function", "metadata"
+
+    def __init__(self, names: list[str]) -> None:
+        self.arg_names, self.first, self.again = names, [], []  # type: ignore[var-annotated]
+
+    def __getitem__(self, grid: tuple[int, ...]) -> object:
+        def call(**values: object) -> Recorded:
+            self.first.append((grid, values))
+            return self
+
+        return call
+
+    def launch_metadata(self, *arguments: object) -> None:
+        """Nothing to tell a profiler."""
+
+    def run(self, *arguments: object) -> None:
+        """A launch without Triton's own work."""
+        self.again.append(arguments)
+
+
+@pytest.mark.parametrize("head_dim", [128, 96])
+def test_a_second_call_launches_with_the_same_arguments(head_dim: int) -> None:
+    """Only the tensors are others: in place of each, and below each descriptor.  Other strides, and
+    other tables, go through Triton again."""
+    from kdsl.kernels.attention.hopper.forward import attention_forward
+
+    spec = spec_of(head_dim, return_lse=True)
+    fn = Recorded(attention_forward.arg_names)
+    module = type("Module", (), {"attention_forward": fn})
+    blocks = AttentionTunable(spec).blocks
+    assert blocks is not None
+    held, tables = launch.lists(blocks, 4, "cpu"), ()
+    shape = (1, 4, GRID.tokens, head_dim)
+    one, two = (
+        [torch.zeros(shape, dtype=torch.bfloat16) for _ in range(4)] + [torch.zeros(shape[:3])]
+        for _ in range(2)
+    )
+    for q, k, v, out, lse in (one, two):
+        launch.launch(module, spec, LATE, held, (q, k, v), tables, out, lse)
+    assert len(fn.first) == len(fn.again) == 1
+    grid, values = fn.first[0]
+    wanted = [values[name] for name in fn.arg_names]
+    assert fn.again[0][:6] == (*grid, 1, 1, 0, "function", "metadata")
+    found = fn.again[0][9:]
+    assert len(found) == len(wanted)
+    for name, a, b in zip(fn.arg_names, wanted, found, strict=True):
+        number = {"q": 0, "k": 1, "v": 2, "o": 3, "l": 4}.get(name[0])
+        if name in ("q", "k", "v", "o", "q_tail", "k_tail", "v_tail", "o_tail") and a is not None:
+            assert number is not None
+            assert a.base is one[number]
+            assert b.base is two[number]
+            assert b.shape == a.shape
+            assert (b.strides, b.block_shape, b.layout) == (a.strides, a.block_shape, a.layout)
+        elif name == "lse":
+            assert (a is one[4], b is two[4]) == (True, True)
+        elif name == "counter":
+            assert b.tolist() == [0]
+        else:
+            assert a is b or a == b
+    spread = two[1].transpose(1, 2).contiguous().transpose(1, 2)
+    launch.launch(module, spec, LATE, held, (two[0], spread, two[2]), tables, two[3], two[4])
+    other = (torch.zeros(3, dtype=torch.int32),)
+    launch.launch(module, spec, LATE, held, tuple(two[:3]), other, two[3], two[4])
+    assert (len(fn.first), len(fn.again)) == (3, 1)
 
 
 def test_tensors_that_tma_fetches() -> None:
