@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 
-from kdsl.errors import KdslError
+from kdsl.errors import ConfigError, KdslError
+from kdsl.kernels.attention.config import BACKENDS
 from kdsl.kernels.attention.tunable import AttentionTunable
 from kdsl.runtime.aot import compile_for
 from kdsl.runtime.builder import build, device_target
@@ -71,17 +73,33 @@ def _attention(spec: Attention, target: Target | None, here: bool) -> Finding:
     if target is None:
         error = _reference_error(spec)
         return Finding(*name, RUNS, f"NumPy reference, rows of weights sum to 1 within {error:.0e}")
-    try:
-        if here:
-            return Finding(*name, RUNS, f"checked just now, error {_kernel_error(spec):.1e}")
-        tunable = AttentionTunable(spec)
-        compiled = compile_for(tunable, tunable.default(target), target)
-    except KdslError as error:
-        return Finding(*name, NO, error.what.splitlines()[0])
+    notes = []
+    for template, backend in BACKENDS.items():
+        tunable = AttentionTunable(spec, templates=(template,))
+        try:
+            config = tunable.default(target)
+        except ConfigError:
+            continue
+        try:
+            notes.append(f"{backend}: {_tried(tunable, config, target, backend, here)}")
+        except KdslError as error:
+            return Finding(*name, NO, f"{backend}: {error.what.splitlines()[0]}")
+    if not notes:
+        return Finding(*name, NO, "no configuration fits")
+    return Finding(*name, RUNS if here else COMPILES, "; ".join(notes))
+
+
+def _tried(
+    tunable: AttentionTunable, config: Mapping[str, Any], target: Target, backend: str, here: bool
+) -> str:
+    """What a template does on a GPU that is here, or what its compiler says for one that is not."""
+    if here:
+        return f"checked just now, error {_kernel_error(tunable.spec, backend):.1e}"
+    compiled = compile_for(tunable, config, target)
     note = f"{compiled.registers} registers, {compiled.shared_bytes // 1024} KiB shared"
     if compiled.spill_bytes:
         note += f", {compiled.spill_bytes} bytes spilled"
-    return Finding(*name, COMPILES, note)
+    return note
 
 
 def _reference_error(spec: Attention) -> float:
@@ -95,7 +113,7 @@ def _reference_error(spec: Attention) -> float:
     return float(np.abs(out - 1).max())
 
 
-def _kernel_error(spec: Attention) -> float:
+def _kernel_error(spec: Attention, backend: str) -> float:
     """Relative error of a small call on the GPU against the reference."""
     import torch
 
@@ -103,6 +121,6 @@ def _kernel_error(spec: Attention) -> float:
     g = torch.Generator("cuda").manual_seed(0)
     shape = (1, spec.heads, TOKENS, spec.head_dim)
     q, k, v = (torch.randn(shape, generator=g, device="cuda", dtype=dtype) for _ in range(3))
-    op = build(spec)
+    op = build(spec, backend=backend)
     out, want = op(q, k, v).double().cpu().numpy(), op.reference(q, k, v)
     return float(np.linalg.norm(out - want) / np.linalg.norm(want))
