@@ -105,7 +105,7 @@ class AttentionTunable:
             useful_flop=useful * self.batch / counts.shape[0],
             bytes=float((2 * q_rows + 2 * k_rows) * spec.head_dim * item),
             unit=spec.dtype,
-            programs=len(steps),
+            programs=min(len(steps), config.workers * target.sms or len(steps)),
             threads=self._threads(config),
             shared_bytes=self.shared_bytes(config, target),
             steps=steps,
