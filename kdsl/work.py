@@ -17,7 +17,9 @@ class Work:
     ``flop`` counts what the kernel computes (whole tiles), ``useful_flop`` kept blocks only, the
     figure that rates are quoted in.  ``bytes`` is the least that crosses device memory: every input
     once, every output once.  ``steps`` holds the inner-loop steps of each program in launch order,
-    ``step_bytes`` what a step loads.  ``unit`` is the dtype whose peak bounds the arithmetic.
+    ``step_bytes`` what a step loads, ``step_exp`` the exponentials it takes.  ``unit`` is the dtype
+    whose peak bounds the arithmetic.  ``partial`` is the share of steps that do more than the plain
+    ones; ``registers`` a thread and ``spill_bytes`` are estimates (0: unknown).
     """
 
     flop: float
@@ -30,6 +32,10 @@ class Work:
     steps: npt.NDArray[np.int64] = field(repr=False)
     step_flop: float = 0.0
     step_bytes: float = 0.0
+    step_exp: float = 0.0
+    partial: float = 0.0
+    registers: int = 0
+    spill_bytes: int = 0
 
 
 @dataclass(frozen=True)

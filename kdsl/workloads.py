@@ -37,13 +37,30 @@ class Workload:
         """What is computed."""
         return self.make()
 
-    def sample(self) -> Tables:
-        """Values of the open tables: seeded block maps; empty where the mask is closed."""
-        spec = self.spec
+    def sample(self, density: float | None = None) -> Tables:
+        """Values of the open tables: seeded block maps; empty where the mask is closed.
+
+        ``density`` takes the place of the catalogue's; see `mean_density`.
+        """
+        mean = self.mean_density(density)
         return {
-            table.name: block_map(table.shape, self.density, seed)
-            for seed, table in enumerate(spec.open_tables)
+            table.name: block_map(table.shape, mean, seed)
+            for seed, table in enumerate(self.spec.open_tables)
         }
+
+    def mean_density(self, asked: float | None = None) -> float:
+        """Mean density of a sample: what is asked for, above 0 and at most 1, or the catalogue's.
+
+        SpecError where the mask is closed, since its density is its own.
+        """
+        if asked is None:
+            return self.density
+        if not self.density:
+            planned = ", ".join(w.name for w in CATALOGUE if w.density)
+            raise SpecError(f"the mask of {self.name!r} has a density of its own", hint=planned)
+        if not 0 < asked <= 1:
+            raise SpecError(f"density {asked:g}", hint="above 0 and at most 1")
+        return asked
 
 
 def block_map(shape: tuple[int, ...], density: float, seed: int) -> npt.NDArray[np.uint8]:

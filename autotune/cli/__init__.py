@@ -25,9 +25,12 @@ def main(
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if given and given[0] in COMMANDS:
-            from kdsl.autotune.cli import show
+            from kdsl.autotune.cli import evidence, evidence_options, show
 
-            return show.run(command_parser().parse_args(given))
+            parsed = command_parser().parse_args(given)
+            if parsed.command in evidence_options.COMMANDS:
+                return evidence.run(parsed)
+            return show.run(parsed)
         from kdsl.autotune.cli.tune import tune
 
         return tune(tune_parser().parse_args(given), hardware())

@@ -7,10 +7,11 @@ import os
 from pathlib import Path
 
 from kdsl import targets, workloads
+from kdsl.autotune.cli import evidence_options
 from kdsl.autotune.session.budget import EXAMPLES
 from kdsl.errors import KdslError
 
-COMMANDS = ("show", "export")
+COMMANDS = ("show", "export", *evidence_options.COMMANDS)
 _FORM = argparse.RawDescriptionHelpFormatter
 
 _ABOUT = """\
@@ -27,6 +28,7 @@ examples:
   python -m autotune --gpu a100                     the whole catalogue, smallest workload first
   python -m autotune --gpu h100 --workload wan2.1-1.3b-480p --budget 2m
   python -m autotune --gpu l40s --spec my.json --tables my.npz --budget 40
+  python -m autotune --gpu h100 --record --workload wan2.1-1.3b-480p --density 0.1 --density 0.3
   python -m autotune --resume                       go on with the last run that was cut off
   python -m autotune show --gpu a100                what is known
   python -m autotune export a100.jsonl --gpu a100   rows to share: no host names, no serial numbers
@@ -34,6 +36,8 @@ examples:
 commands:
   show    the best of every workload in the database, with its default
   export  write rows to a JSONL file
+  replay, evaluate, ablate   judge the search, the cost model, the key on recorded rows
+  calibrate                  fit the cost model to them
 
 exit codes:
   0 done   1 a fault   2 a wrong command line   3 the GPU is not here and was required
@@ -54,6 +58,14 @@ def tune_parser() -> argparse.ArgumentParser:
         help="a workload of the catalogue; may be given several times (default: all of them)",
     )
     parser.add_argument(
+        "--density",
+        metavar="D",
+        type=float,
+        action="append",
+        help="share of kept blocks, for workloads with a block plan; may be given several times, "
+        "and each workload is tuned at each (default: the catalogue's)",
+    )
+    parser.add_argument(
         "--spec", metavar="FILE.json", type=Path, help="a spec of yours: json.dumps(spec.to_json())"
     )
     parser.add_argument(
@@ -64,6 +76,12 @@ def tune_parser() -> argparse.ArgumentParser:
         metavar="N|TIME",
         help=f"{EXAMPLES}; compilation counts (default: 40 a workload, and 9m where the GPU is "
         "absent)",
+    )
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="measure every legal configuration, or with --budget N a random N of them, instead of "
+        "searching: for replay, calibrate and distil",
     )
     parser.add_argument(
         "--resume",
@@ -96,6 +114,7 @@ def command_parser() -> argparse.ArgumentParser:
     show.add_argument("--workload", metavar="NAME", help="one workload, and its fastest candidates")
     export = commands.add_parser("export", help="write rows to a JSONL file")
     export.add_argument("file", metavar="FILE.jsonl", type=Path)
+    evidence_options.add(commands, _storage)
     for command in (show, export):
         command.add_argument("--gpu", metavar="NAME", help="rows of one GPU")
         _storage(command)

@@ -35,6 +35,8 @@ class Plan:
     processes: int
     storage: Path | None
     require_device: bool
+    record: bool
+    """Go through the whole space instead of searching."""
     words: tuple[str, ...]
     """The command line again, in one order, without the database's place."""
 
@@ -73,9 +75,7 @@ def _understood(given: argparse.Namespace) -> Plan:
     if given.spec is not None:
         own = jobs.from_file(given.spec, given.tables)
         todo.append((own.name, lambda: own))
-    asked = given.workload or ([] if given.spec is not None else list(workloads.names()))
-    names = [workloads.get(name).name for name in dict.fromkeys(asked)]
-    todo += [(name, partial(jobs.from_catalogue, name)) for name in names]
+    todo += _catalogue(given)
     return Plan(
         target=target,
         jobs=tuple(todo),
@@ -84,14 +84,38 @@ def _understood(given: argparse.Namespace) -> Plan:
         processes=given.jobs or default_jobs(),
         storage=given.storage,
         require_device=given.require_device,
+        record=given.record,
         words=tuple(_words(given)),
     )
+
+
+def _catalogue(given: argparse.Namespace) -> list[tuple[str, Callable[[], Job]]]:
+    """Workloads at densities; without names all of them, or with densities those that have any."""
+    densities: list[float | None] = list(dict.fromkeys(given.density or [None]))
+    if given.workload:
+        names = [workloads.get(name).name for name in dict.fromkeys(given.workload)]
+    elif given.spec is not None:
+        if given.density:
+            raise Usage("--density belongs to workloads", hint="--workload NAME --density 0.1")
+        names = []
+    else:
+        names = [w.name for w in workloads.CATALOGUE if w.density or not given.density]
+    for name in names if given.density else ():
+        for density in densities:
+            workloads.get(name).mean_density(density)
+    return [
+        (jobs.named(name, density), partial(jobs.from_catalogue, name, density))
+        for name in names
+        for density in densities
+    ]
 
 
 def _words(given: argparse.Namespace) -> list[str]:
     out = ["--gpu", given.gpu]
     for name in given.workload or ():
         out += ["--workload", name]
+    for density in given.density or ():
+        out += ["--density", f"{density:g}"]
     for option in ("spec", "tables"):
         path: Path | None = getattr(given, option)
         if path is not None:
@@ -99,6 +123,7 @@ def _words(given: argparse.Namespace) -> list[str]:
     for option in ("budget", "seed", "jobs"):
         if getattr(given, option) is not None:
             out += [f"--{option}", str(getattr(given, option))]
+    out += ["--record"] if given.record else []
     return [*out, "--require-device"] if given.require_device else out
 
 
@@ -120,7 +145,8 @@ def _resumed(given: argparse.Namespace) -> argparse.Namespace:
         if tuple(words[: len(PROGRAM)]) != PROGRAM:
             continue
         old = tune_parser().parse_args(words[len(PROGRAM) :])
-        subject = (targets.get(old.gpu), tuple(old.workload or ()), old.spec)
+        what = (tuple(old.workload or ()), tuple(old.density or ()), old.spec, old.record)
+        subject = (targets.get(old.gpu), *what)
         if subject in seen or (given.gpu is not None and subject[0] != targets.get(given.gpu)):
             continue
         seen.add(subject)

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 from kdsl import targets, workloads
 from kdsl.autotune.cli.plan import understanding
+from kdsl.autotune.recordings.subject import Names
 from kdsl.autotune.screen import report
 from kdsl.autotune.session.ledger import outcomes_of
 from kdsl.autotune.session.tuner import Tally
 from kdsl.autotune.store import Store, export_jsonl
 from kdsl.runtime.records import Trial, Workload
-from kdsl.specs import canonical
 
 
 def run(given: argparse.Namespace) -> int:
@@ -45,12 +45,12 @@ def run(given: argparse.Namespace) -> int:
 
 def tallies(store: Store) -> Iterator[tuple[str, Tally]]:
     """GPU and results of every workload, by kind and tools; the catalogue's workloads first."""
-    names = {canonical(w.spec.to_json()): w.name for w in workloads.CATALOGUE}
+    names = Names()
     order = {name: number for number, name in enumerate(workloads.names())}
     found = [row for row in store.rows() if isinstance(row, Workload)]
 
     def place(row: Workload) -> tuple[int, str]:
-        return order.get(names.get(row.spec_json, ""), len(order)), row.id
+        return order.get(names.catalogue(row), len(order)), row.id
 
     condemned = store.source.condemned()
     for row in sorted(found, key=place):
@@ -60,18 +60,9 @@ def tallies(store: Store) -> Iterator[tuple[str, Tally]]:
             groups[key].append(trial)
         for (device, kind, _), trials in sorted(groups.items()):
             outcomes = outcomes_of(trials, condemned)
-            tally = Tally(names.get(row.spec_json) or described(row), kind, 0, None, outcomes)
+            tally = Tally(names.of(row), kind, 0, None, outcomes)
             default = {t.candidate.id: t for t in trials if t.measurement.is_default}
             params = [t.candidate.params for t in default.values()]
             tally.default = next((o for o in outcomes if o.params in params), None)
             tally.exhausted = tally.settled = True
             yield device, tally
-
-
-def described(row: Workload) -> str:
-    """A workload that is not in the catalogue."""
-    sizes = row.dims
-    parts = [str(sizes[name]) for name in ("heads", "queries", "keys", "head_dim") if name in sizes]
-    density = row.mask_stats.get("density")
-    said = f" at density {density:.2f}" if density is not None else ""
-    return f"{row.op} {' x '.join(parts)}{said}"

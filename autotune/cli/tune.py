@@ -61,7 +61,8 @@ class Session:
         self, plan: Plan, hardware: Hardware, found: Present | None, console: Console
     ) -> None:
         self.plan, self.hardware, self.found, self.console = plan, hardware, found, console
-        self.budget = plan.budget or Budget(CANDIDATES, None if found else ABSENT_S)
+        candidates = None if plan.record else CANDIDATES
+        self.budget = plan.budget or Budget(candidates, None if found else ABSENT_S)
         self.campaign: Campaign | None = None
         self.finished = False
 
@@ -78,7 +79,14 @@ class Session:
             pool = stack.enter_context(self.hardware.pool(plan.processes, environment))
             stack.callback(_ignore_signals)
             campaign = Campaign(
-                lab, plan.target, pool, store, watch, budget=self.budget, seed=plan.seed
+                lab,
+                plan.target,
+                pool,
+                store,
+                watch,
+                budget=self.budget,
+                seed=plan.seed,
+                record=plan.record,
             )
             self.campaign = campaign
             campaign.run(run, [make for _, make in plan.jobs])
@@ -100,7 +108,7 @@ class Session:
             host=socket.gethostname(),
             card=self.found.card if self.found else "",
             budget=str(self.budget),
-            sampler="tpe",
+            sampler="record" if self.plan.record else "tpe",
             seed=self.plan.seed,
             git_rev=rev,
             git_dirty=dirty,

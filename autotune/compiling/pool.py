@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
@@ -20,6 +21,14 @@ from kdsl.work import AheadOfTime
 PATIENCE = 3.0
 START_S = 120.0
 """How long a process may take to import the compiler."""
+
+
+def identity(what: AheadOfTime, target: Target) -> str:
+    """A hash of everything that the compiler sees."""
+    parts = (what.source, what.entry, sorted(map(repr, what.signature.items())),
+             sorted(map(repr, what.constants.items())), what.divisible,
+             sorted(map(repr, what.options.items())), target.capability)  # fmt: skip
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 @dataclass
@@ -60,11 +69,19 @@ class CompilePool:
         self._stations: list[_Station] = []
         self._queue: deque[tuple[Hashable, AheadOfTime, Target, float]] = deque()
         self._done: dict[Hashable, Built] = {}
+        self._names: dict[Hashable, str] = {}
+        self._made: dict[str, Built] = {}
+        """Every kernel compiled so far by what it is: workloads that differ in their tables' values
+        alone share all of theirs."""
 
     def submit(
         self, key: Hashable, what: AheadOfTime, target: Target, *, patient: bool = False
     ) -> None:
         """Put a kernel in the queue; a ``patient`` one may take `PATIENCE` times the limit."""
+        if (same := identity(what, target)) in self._made:
+            self._done[key] = self._made[same]
+            return
+        self._names[key] = same
         self._queue.append((key, what, target, PATIENCE if patient else 1.0))
         self._feed()
 
@@ -87,6 +104,7 @@ class CompilePool:
         """
         self._queue.clear()
         self._done.clear()
+        self._names.clear()
         for station in [s for s in self._stations if s.key is not None]:
             self._remove(station)
             if refill:
@@ -163,6 +181,7 @@ class CompilePool:
         elif station.key is not None:
             self.limit.add(time.monotonic() - station.since)
             self._done[station.key] = message
+            self._made[self._names.pop(station.key)] = message
             station.key = None
 
     def _overrun(self, station: _Station) -> None:

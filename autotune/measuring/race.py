@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cache
 
 CONFIDENCE = 0.95
+HOPELESS = 1.5
+"""How far above the bar a candidate's fastest warm-up sample ends it: noise is a few per cent."""
 
 
 def median(samples: Sequence[float]) -> float:
@@ -77,3 +79,8 @@ def race(
         spent = len(samples) >= rules.most or sum(samples) >= rules.seconds * 1e6
         if lost or sure or spent:
             return samples
+
+
+def hopeless(warm_up: Sequence[float], bar_us: float | None) -> bool:
+    """Whether the first few samples are so far above ``bar_us`` that no more are needed."""
+    return bar_us is not None and min(warm_up) > HOPELESS * bar_us

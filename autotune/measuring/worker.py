@@ -8,7 +8,7 @@ from typing import Any
 
 from kdsl.autotune.measuring import faults
 from kdsl.autotune.measuring.device import Card, Device, Finals, Opening, Order, Timing, Vitals
-from kdsl.autotune.measuring.race import race
+from kdsl.autotune.measuring.race import hopeless, race
 
 WARM_UP = 3
 THROTTLED = 0.95
@@ -85,8 +85,10 @@ def _wrong(error: float, tolerance: float, reason: str, when: str) -> Timing:
 def _timed(device: Device, order: Order) -> tuple[list[float], Vitals]:
     """Samples, again after a rest where the clock fell meanwhile."""
     for _ in range(RETRIES + 1):
-        device.sample(order.params, WARM_UP)
+        samples = device.sample(order.params, WARM_UP)
         before = device.vitals()
+        if hopeless(samples, order.bar_us):
+            return samples, before
         samples = race(lambda n: device.sample(order.params, n), order.bar_us)
         after = device.vitals()
         if not before.clock_mhz or not after.clock_mhz:

@@ -1,4 +1,8 @@
-"""Optuna's TPE, driven by ask and tell.
+"""Optuna's TPE, driven by ask and tell, beside a linear model of the whole space.
+
+TPE explores and needs no assumption; the model learns from few measurements what settings do alone
+and in pairs.  Once `EXPLORE` candidates are told, it proposes, and every `TURN`-th is TPE's.  All
+candidates are trials of the study.
 
 The study lives in memory and is rebuilt from the database's rows, so there is no second state that
 could contradict them; another storage can be given where several drivers share a study.
@@ -8,6 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import optuna
@@ -15,16 +20,20 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna.trial import Trial, TrialState
 
 from kdsl.autotune.search.space import Params, Point, Space, point
+from kdsl.autotune.search.surrogate import MOST, Surrogate
 
 FAILED = 2.5
 """What a failure is told as: twelve times slower than the default, beside the broken constraint."""
 FRUITLESS = 32
 """Proposals in a row that were known or illegal, after which the best guess is taken instead."""
 STARTUP = 10
+EXPLORE, TURN = 14, 6
 
 
 class Guided:
     """TPE over a space. Orders of numbers become integers, so that neighbours stay neighbours."""
+
+    ahead = 4
 
     def __init__(
         self,
@@ -46,6 +55,15 @@ class Guided:
         self._told: dict[Point, float | None] = {}
         self._asked: dict[Point, Trial] = {}
         self._first = [dict(p) for p in reversed(first)]
+        self._proposals = 0
+
+    @cached_property
+    def _surrogate(self) -> Surrogate | None:
+        """The model, where the space is small enough for one."""
+        points = self.space.points
+        if points is None or not 0 < len(points) <= MOST:
+            return None
+        return Surrogate(points, self.space.choices, self.prior)
 
     def ask(self) -> Params | None:
         """A legal point that was neither proposed nor told."""
@@ -55,14 +73,43 @@ class Guided:
                 if self._fresh(params):
                     return self._take(params)
                 continue
+            picked = self._picked()
+            if picked is not None:
+                return self._take(picked)
             trial = self.study.ask(self.axes)
             params = self._decode(trial.params)
-            if self._settled(trial, params):
-                continue
-            self._asked[point(params)] = trial
-            return params
+            if not self._settled(trial, params):
+                self._asked[point(params)] = trial
+                return params
+            near = self._nearest(params)
+            if near is not None:
+                return self._take(near)
         guess = self._guess()
         return None if guess is None else self._take(guess)
+
+    def _picked(self) -> Params | None:
+        """The model's proposal, if it is its turn."""
+        self._proposals += 1
+        if len(self._told) < EXPLORE or self._proposals % TURN == 0 or self._surrogate is None:
+            return None
+        return self._surrogate.pick(self._told, list(self._asked))
+
+    def _nearest(self, params: Params) -> Params | None:
+        """The fresh point that differs least from a proposal that needs no trying."""
+        fresh = (p for p in self.space.points or () if self._fresh(p))
+        return min(fresh, key=lambda p: (self._apart(p, params), point(p)), default=None)
+
+    def _apart(self, a: Params, b: Params) -> float:
+        """A step between settings in order counts less than another kind."""
+        total = 0.0
+        for name, values in self.space.choices.items():
+            if a[name] != b[name]:
+                total += 1.0
+                if isinstance(self.axes.get(name), IntDistribution):
+                    ordered = _ordered(values)
+                    steps = abs(ordered.index(a[name]) - ordered.index(b[name]))
+                    total -= 0.7 * (1 - steps / (len(values) - 1))
+        return total
 
     def tell(self, params: Params, cost: float | None) -> None:
         """Give a value to the trial it came from, or add one."""
@@ -135,6 +182,18 @@ class Guided:
             else:
                 out[name] = found[name]
         return out
+
+
+def study_of(
+    choices: Mapping[str, tuple[Any, ...]], costs: Sequence[tuple[Params, float]]
+) -> optuna.Study:
+    """A study in memory that holds these costs, for what Optuna can say of one."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    space = Space(choices, lambda params: None)
+    search = Guided(space, first=(), prior=lambda params: 0.0, seed=0)
+    for params, cost in costs:
+        search.tell(params, cost)
+    return search.study
 
 
 def _axis(values: tuple[Any, ...]) -> BaseDistribution:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from kdsl.autotune.search.space import Params, Point, Space, point
+from kdsl.errors import ConfigError
 
 
 class Search(Protocol):
     """Says what to try next, and is told what came of it.
 
     Never proposes an illegal point, nor one that it was told about or proposed before.
+    """
+
+    ahead: int
+    """Candidates to ask for before their predecessors' results are known.
+
+    The same on every machine, whatever the number of compiling processes, so that a seed gives the
+    same candidates everywhere.
     """
 
     def ask(self) -> Params | None:
@@ -41,8 +50,41 @@ def make_search(
     return Guided(space, first=legal_first, prior=prior, seed=seed)
 
 
+def make_recorder(space: Space, *, default: Params, limit: int | None, seed: int) -> Search:
+    """The default, then all legal points in a random order, or ``limit`` in all.
+
+    Cut off anywhere, what was tried is a fair sample.  ConfigError where there are too many to
+    write out and no limit.
+    """
+    chance = random.Random(seed)
+    points = None if space.points is None else list(space.points)
+    if points is None:
+        if limit is None:
+            raise ConfigError(
+                f"a space of {space.size} points cannot be recorded whole", hint="--budget 1000"
+            )
+        points = _drawn(space, limit, chance)
+    chance.shuffle(points)
+    first = [default] if space.why_not(default) is None else []
+    return Listed([*first, *points])
+
+
+def _drawn(space: Space, count: int, chance: random.Random) -> list[Params]:
+    """So many legal points, or as many as are found in fifty times as many draws."""
+    found: dict[Point, Params] = {}
+    for _ in range(50 * count):
+        params = {n: chance.choice(values) for n, values in space.choices.items()}
+        if space.why_not(params) is None:
+            found.setdefault(point(params), params)
+        if len(found) == count:
+            break
+    return list(found.values())
+
+
 class Listed:
     """Tries a list from its beginning."""
+
+    ahead = 64
 
     def __init__(self, candidates: Iterable[Params]) -> None:
         self._waiting: dict[Point, Params] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from kdsl.autotune.compiling import CompilePool
@@ -13,11 +13,14 @@ from kdsl.autotune.measuring import Bench
 from kdsl.autotune.session.budget import Budget
 from kdsl.autotune.session.evaluate import Evaluator, Measurer, Predictor
 from kdsl.autotune.session.job import Job
+from kdsl.autotune.session.kin import kin
 from kdsl.autotune.session.ledger import Ledger
-from kdsl.autotune.session.tuner import Tally, Watch, WorkloadTuner
+from kdsl.autotune.session.outcome import Params
+from kdsl.autotune.session.tuner import Manner, Tally, Watch, WorkloadTuner
 from kdsl.autotune.store import Store
 from kdsl.runtime import keying
-from kdsl.runtime.records import Device, Key, Run
+from kdsl.runtime.calibration import CostModel
+from kdsl.runtime.records import Device, Key, Run, Source, shipped
 from kdsl.targets import Target
 
 
@@ -43,8 +46,12 @@ class AbsentGpu:
         return Predictor(job, self.target)
 
     def key(self, job: Job) -> Key:
-        """Data sheet and the compiler here."""
-        return keying.key_for(job.tunable, self.target)
+        """Data sheet, the compiler here, and the calibration: other models' rows are others."""
+        key = keying.key_for(job.tunable, self.target)
+        found = CostModel.of(job.tunable, self.target).calibration
+        if found is None:
+            return key
+        return key._replace(toolchain=replace(key.toolchain, extra={"model": found.id}))
 
 
 @dataclass(frozen=True)
@@ -83,9 +90,10 @@ class Campaign:
         *,
         budget: Budget,
         seed: int = 0,
+        record: bool = False,
     ) -> None:
         self.lab, self.target, self.pool, self.store = lab, target, pool, store
-        self.watch, self.budget, self.seed = watch, budget, seed
+        self.watch, self.budget, self.seed, self.record = watch, budget, seed, record
         self.tallies: list[Tally] = []
 
     def run(self, run: Run, jobs: Sequence[Callable[[], Job]]) -> list[Tally]:
@@ -101,20 +109,16 @@ class Campaign:
 
     def _one(self, run: Run, job: Job, until: float | None) -> None:
         evaluator = self.lab.evaluator(job, self.seed)
-        space = keying.space_hash(job.tunable.space(self.target))
-        default = job.tunable.default(self.target)
-        ledger = Ledger(self.store, run, self.lab.key(job), space, evaluator.kind, default)
-        tuner = WorkloadTuner(
-            job,
-            self.target,
-            evaluator,
-            self.pool,
-            ledger,
-            self.watch,
-            limit=self.budget.candidates,
-            until=until,
-            seed=self.seed,
-        )
+        tunable, key = job.tunable, self.lab.key(job)
+        space = keying.space_hash(tunable.space(self.target))
+        default = tunable.default(self.target)
+        ledger = Ledger(self.store, run, key, space, evaluator.kind, default)
+        warm: list[Params] = []
+        if not self.record:
+            sources: list[Source] = [self.store.source, shipped()]
+            warm = kin(key, sources, lambda p: tunable.legal(p, self.target))
+        manner = Manner(self.budget.candidates, until, self.seed, warm, self.record)
+        tuner = WorkloadTuner(job, self.target, evaluator, self.pool, ledger, self.watch, manner)
         self.tallies.append(tuner.tally)
         tuner.run()
 

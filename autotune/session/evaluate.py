@@ -11,7 +11,8 @@ from kdsl.autotune.measuring import Bench, Opening, Timing
 from kdsl.autotune.measuring.race import interval, median
 from kdsl.autotune.session.job import Job
 from kdsl.autotune.session.outcome import Outcome, Params
-from kdsl.runtime.predict import predict_us
+from kdsl.runtime.calibration import CostModel
+from kdsl.runtime.predict import Figures
 from kdsl.specs import canonical
 from kdsl.targets import Target, occupancy
 from kdsl.work import Work
@@ -63,6 +64,7 @@ class Predictor:
 
     def __init__(self, job: Job, target: Target) -> None:
         self.job, self.target = job, target
+        self.model = CostModel.of(job.tunable, target)
 
     def evaluate(self, params: Params, built: Built, bar_us: float | None) -> Outcome:
         """The prediction."""
@@ -70,14 +72,15 @@ class Predictor:
         failed = refused(params, built, self.target)
         if failed is not None:
             return failed
-        work = self.job.tunable.work(params, self.target)
-        us = predict_us(
-            replace(work, shared_bytes=built.shared_bytes or work.shared_bytes),
-            self.target,
-            registers=built.registers or 128,
-            spill_bytes=built.spill_bytes or 0,
+        figures = Figures(built.registers, built.spill_bytes, built.shared_bytes)
+        guess = self.model(params, figures)
+        return Outcome(
+            params,
+            "ok",
+            median_us=guess.us,
+            built=built,
+            typical_error=guess.typical_error,
         )
-        return Outcome(params, "ok", median_us=us, built=built)
 
     def finals(self, best: Sequence[Outcome], default: Outcome | None) -> list[Outcome]:
         """A prediction looked at twice is the same."""

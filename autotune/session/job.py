@@ -29,10 +29,18 @@ class Job:
     tables: Tables = field(repr=False)
 
 
-def from_catalogue(name: str) -> Job:
-    """A workload of the catalogue with its sample tables; SpecError lists the known ones."""
+def from_catalogue(name: str, density: float | None = None) -> Job:
+    """A workload of the catalogue with its sample tables; SpecError lists the known ones.
+
+    ``density`` asks for another one than the catalogue's, where the mask is a block plan.
+    """
     workload = workloads.get(name)
-    return make(name, workload.spec, workload.sample())
+    return make(named(name, density), workload.spec, workload.sample(density))
+
+
+def named(name: str, density: float | None) -> str:
+    """A workload's name, with the density if it is not the catalogue's."""
+    return name if density is None else f"{name}@{density:g}"
 
 
 def from_file(spec_path: Path, tables_path: Path | None = None) -> Job:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from kdsl.autotune.compiling import Built
 from kdsl.autotune.measuring.race import quantile
 from kdsl.autotune.session.outcome import Outcome, Params
-from kdsl.autotune.store import Store
-from kdsl.runtime.records import Candidate, Key, Measurement, Run, Trial
+from kdsl.runtime.records import Candidate, Key, Measurement, Row, Run, Source, Trial
 from kdsl.runtime.records.keys import changes, same_device
 from kdsl.runtime.records.rows import now
 from kdsl.runtime.records.select import ranked
@@ -18,11 +17,22 @@ from kdsl.runtime.records.select import ranked
 MOST_SAMPLES = 64
 
 
+class Shelf(Protocol):
+    """Where rows are kept: a `Store`, or memory."""
+
+    @property
+    def source(self) -> Source:
+        """What was added."""
+
+    def add(self, *rows: Row) -> tuple[str, ...]:
+        """Keep rows; they are safe when this returns."""
+
+
 @dataclass(frozen=True)
 class Ledger:
     """Rows of one kind under one key."""
 
-    store: Store
+    store: Shelf
     run: Run
     key: Key
     space_hash: str
@@ -39,6 +49,8 @@ class Ledger:
             return False
         if not same_device(self.key.device, trial.device):
             return False
+        if self.key.toolchain.extra != trial.toolchain.extra:
+            return False  # of another calibration
         return not changes(self.key, Key(self.key.workload, trial.device, trial.toolchain))
 
     def add(self, outcome: Outcome) -> Measurement:
@@ -60,6 +72,7 @@ class Ledger:
             temp_c=outcome.temp_c,
             **_times(outcome),
             **_resources(outcome.built),
+            extra=_provenance(outcome),
         )
         self.store.add(*self.key, candidate, row)
         return row
@@ -88,6 +101,13 @@ def _times(outcome: Outcome) -> Mapping[str, Any]:
         "ci_hi_us": high,
         "samples": tuple(round(s, 3) for s in samples[:MOST_SAMPLES]),
     }
+
+
+def _provenance(outcome: Outcome) -> Mapping[str, Any]:
+    """What a prediction rests on, for the rows of calibrated ones."""
+    if outcome.typical_error is None:
+        return {}
+    return {"typical_error": outcome.typical_error}
 
 
 def _resources(built: Built | None) -> Mapping[str, Any]:

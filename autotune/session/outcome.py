@@ -15,7 +15,8 @@ Params = Mapping[str, Any]
 class Outcome:
     """A candidate's status, time and resources. Times in microseconds, sizes in bytes.
 
-    ``final`` marks a second look at a candidate that was timed before.
+    ``final`` marks a second look at a candidate that was timed before; ``typical_error`` is
+    that of `kdsl.runtime.predict.Prediction`.
     """
 
     params: Params
@@ -29,6 +30,7 @@ class Outcome:
     clock_mhz: float | None = None
     temp_c: float | None = None
     final: bool = False
+    typical_error: float | None = None
 
     @property
     def upper_us(self) -> float:

@@ -5,29 +5,23 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Protocol
 
-from kdsl.autotune.compiling import CompilePool
-from kdsl.autotune.search import Search, Space, make_search
+from kdsl.autotune.compiling import Built
+from kdsl.autotune.search import Search, Space, make_recorder, make_search
 from kdsl.autotune.search.space import Point, point
 from kdsl.autotune.session.evaluate import Evaluator
 from kdsl.autotune.session.job import Job
-from kdsl.autotune.session.ledger import Ledger
 from kdsl.autotune.session.outcome import Outcome, Params
-from kdsl.runtime.predict import predict_us
+from kdsl.runtime.calibration import CostModel
 from kdsl.targets import Target
+from kdsl.work import AheadOfTime
 
-AHEAD = 4
-"""Candidates asked for before their predecessors' results are known.
-
-The same on every machine, whatever the number of compiling processes, so that a seed gives the same
-candidates everywhere.
-"""
-GUESSES = 3
-"""Points tried right after the default: the fastest by prediction from the work alone."""
+GUESSES, CALIBRATED_GUESSES = 3, 8
+"""Points tried early, the fastest by prediction: more where measured rows stand behind it."""
 
 
 @dataclass
@@ -86,6 +80,31 @@ class Tally:
         return self.default.median_us / (best[0].median_us or math.inf)
 
 
+class Compilers(Protocol):
+    """What compiles: see `kdsl.autotune.compiling.CompilePool`."""
+
+    def submit(
+        self, key: Hashable, what: AheadOfTime, target: Target, *, patient: bool = False
+    ) -> None:
+        """Put a kernel in the queue."""
+
+    def result(self, key: Hashable, until: float | None = None) -> Built | None:
+        """Wait for a kernel that was submitted; None if ``until`` passes first."""
+
+    def drop(self, *, refill: bool = False) -> None:
+        """Forget everything that was asked for."""
+
+
+class Book(Protocol):
+    """Where outcomes are written: see `kdsl.autotune.session.ledger.Ledger`."""
+
+    def known(self) -> list[Outcome]:
+        """One outcome for each candidate that was tried before, sound ones by rank."""
+
+    def add(self, outcome: Outcome) -> object:
+        """Write one outcome."""
+
+
 class Watch(Protocol):
     """Is told how it goes."""
 
@@ -99,55 +118,71 @@ class Watch(Protocol):
         """A workload ends."""
 
 
-class WorkloadTuner:
-    """Tunes one workload of one target into one ledger.
+@dataclass(frozen=True)
+class Manner:
+    """How a workload is gone about.
 
     ``limit`` counts candidates, those with rows included; ``until`` is in monotonic seconds.
+    ``warm`` are tried right after the default.  ``record`` goes through the whole space in a random
+    order.  ``legal`` replaces the tunable's own answer, ``model`` the cost model.
     """
+
+    limit: int | None = None
+    until: float | None = None
+    seed: int = 0
+    warm: Sequence[Params] = ()
+    record: bool = False
+    legal: Callable[[Params], str | None] | None = None
+    model: CostModel | None = None
+
+
+class WorkloadTuner:
+    """Tunes one workload of one target into one book."""
 
     def __init__(
         self,
         job: Job,
         target: Target,
         evaluator: Evaluator,
-        pool: CompilePool,
-        ledger: Ledger,
+        pool: Compilers,
+        book: Book,
         watch: Watch,
-        *,
-        limit: int | None,
-        until: float | None,
-        seed: int,
+        manner: Manner = Manner(),
     ) -> None:
         self.job, self.target, self.evaluator, self.pool = job, target, evaluator, pool
-        self.ledger, self.watch, self.limit, self.until = ledger, watch, limit, until
+        self.book, self.watch, self.manner = book, watch, manner
         tunable = job.tunable
         self.default = tunable.default(target)
-        self.space = Space(tunable.space(target), lambda p: tunable.legal(p, target))
-        self.search = self._search(seed)
-        known = [o for o in ledger.known() if self.space.why_not(o.params) is None]
+        legal = manner.legal or (lambda p: tunable.legal(p, target))
+        self.space = Space(tunable.space(target), legal)
+        self.search = self._search()
+        known = [o for o in book.known() if self.space.why_not(o.params) is None]
         size = None if self.space.points is None else len(self.space.points)
-        wanted = min(
-            (n for n in (limit, size) if n is not None and limit is not None), default=None
-        )
+        limits = (manner.limit, size if manner.limit or manner.record else None)
+        wanted = min((n for n in limits if n is not None), default=None)
         self.tally = Tally(job.name, evaluator.kind, len(known), wanted, list(known))
         self.tally.default = next((o for o in known if self._is_default(o.params)), None)
         self._reference = self._first_reference(known)
         for outcome in known:
             self.search.tell(outcome.params, self._cost(outcome))
 
-    def _search(self, seed: int) -> Search:
-        tunable, target = self.job.tunable, self.target
+    def _search(self) -> Search:
+        limit, seed = self.manner.limit, self.manner.seed
+        if self.manner.record:
+            return make_recorder(self.space, default=self.default, limit=limit, seed=seed)
+        model = self.manner.model or CostModel.of(self.job.tunable, self.target)
 
         @cache
         def guess(at: Point) -> float:
-            return predict_us(tunable.work(dict(at), target), target)
+            return model(dict(at)).us
 
         def prior(params: Params) -> float:
             return guess(point(params))
 
-        guesses = sorted(self.space.points or (), key=lambda p: (prior(p), point(p)))[:GUESSES]
-        first = [self.default, *guesses]
-        return make_search(self.space, first=first, prior=prior, limit=self.limit, seed=seed)
+        count = CALIBRATED_GUESSES if model.calibrated else GUESSES
+        guesses = sorted(self.space.points or (), key=lambda p: (prior(p), point(p)))[:count]
+        first = [self.default, *self.manner.warm, *guesses]
+        return make_search(self.space, first=first, prior=prior, limit=limit, seed=seed)
 
     def run(self) -> Tally:
         """Go on until the budget or the space is used up."""
@@ -157,7 +192,7 @@ class WorkloadTuner:
             self._loop()
             if self.tally.new:
                 for outcome in self.evaluator.finals(self.tally.outcomes, self.tally.default):
-                    self.ledger.add(outcome)
+                    self.book.add(outcome)
             self._settle()
             self.pool.drop(refill=True)
         finally:
@@ -173,21 +208,25 @@ class WorkloadTuner:
             if not window:
                 break
             params = window.popleft()
-            built = self.pool.result((self.job.name, point(params)), self.until)
+            built = self.pool.result((self.job.name, point(params)), self.manner.until)
             if built is None:
                 break
             outcome = self.evaluator.evaluate(params, built, self._bar_us())
-            self.ledger.add(outcome)
+            self.book.add(outcome)
             self._count(outcome)
 
     def _time_left(self) -> bool:
-        if self.until is None:
+        if self.manner.until is None:
             return True
-        return time.monotonic() + self.evaluator.finals_seconds(self.tally.outcomes) < self.until
+        return (
+            time.monotonic() + self.evaluator.finals_seconds(self.tally.outcomes)
+            < self.manner.until
+        )
 
     def _ask_ahead(self, window: deque[Params]) -> None:
-        while len(window) < AHEAD and not self.tally.exhausted:
-            if self.limit is not None and len(self.tally.outcomes) + len(window) >= self.limit:
+        limit = self.manner.limit
+        while len(window) < self.search.ahead and not self.tally.exhausted:
+            if limit is not None and len(self.tally.outcomes) + len(window) >= limit:
                 return
             params = self.search.ask()
             if params is None:
@@ -228,6 +267,6 @@ class WorkloadTuner:
 
     def _settle(self) -> None:
         """Take the outcomes as the database ranks them: what a build would choose comes first."""
-        known = [o for o in self.ledger.known() if self.space.why_not(o.params) is None]
+        known = [o for o in self.book.known() if self.space.why_not(o.params) is None]
         self.tally.outcomes, self.tally.settled = known, True
         self.tally.default = next((o for o in known if self._is_default(o.params)), None)

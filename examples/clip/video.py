@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import av
 import numpy as np
 import numpy.typing as npt
 
 from examples.clip.arrays import Floats
 from kdsl.errors import InputError
 from kdsl.grid import Grid
+
+if TYPE_CHECKING:
+    import av
 
 CLIP = Path(__file__).parent / "data" / "big_buck_bunny_cut.mp4"
 GRID = Grid(frames=13, height=15, width=27)  # 5,265 tokens: 82 blocks of 64 and 17 tokens
@@ -75,6 +78,9 @@ def decode(
 
     Returns uint8 ``[count, height, width, 3]`` and their times in seconds.  Raises ``InputError``.
     """
+    # The one place that needs FFmpeg: everything else is importable without it.
+    import av
+
     try:
         with av.open(path) as file:
             decoded = list(file.decode(video=0))

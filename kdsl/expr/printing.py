@@ -55,11 +55,11 @@ def prepare(variants: Sequence[Variant], indices: Mapping[str, Bounds]) -> list[
     return [(heads, lower(expr, indices)) for heads, expr in variants]
 
 
-def render(expr: Expr, dialect: Dialect, indices: Mapping[str, Bounds]) -> Printed:
+def render(expr: Expr, dialect: Dialect, indices: Mapping[str, Bounds], first: int = 0) -> Printed:
     """Print a plain expression (see `lower`) for indices inside the given ranges.
 
     Division prints as the language's truncating one where the ranges prove that both agree, and as
-    a helper with floor semantics otherwise.
+    a helper with floor semantics otherwise.  Names count from ``first``.
     """
     ranges = bounds(expr, indices)
     uses = Counter(a.key for node in expr.walk() for a in node.args)
@@ -82,7 +82,7 @@ def render(expr: Expr, dialect: Dialect, indices: Mapping[str, Bounds]) -> Print
             inner = [text[a.key] if own else operand(a, node.op) for a in node.args]
             written = dialect.formats[form].format(*inner)
         if uses[node.key] > 1 and node.op not in ATOMS:
-            name = f"t{len(out.lines)}"
+            name = f"t{first + len(out.lines)}"
             out.lines.append((name, written))
             written, own = name, True
         text[node.key], bracketed[node.key] = written, own

@@ -82,10 +82,13 @@ def leaf(
     lines = ["@triton.jit", f"def {name}({', '.join([*params, 'tables'])}):"]
     lines += [f"    {table_name(t)} = tables[{i}]" for i, t in enumerate(tables) if t.name in used]
     if len(plain) == 1:
-        body, result = _body(plain[0][1], params, indices, "    ")
+        body, result = _body(plain[0][1], params, indices, "    ", 0)
         return "\n".join([*lines, *body, f"    return {result}", ""])
+    named = 0
     for i, (heads, expr) in enumerate(plain):
-        body, result = _body(expr, params, indices, "        ")
+        # A name that two branches give to different types is an error of Triton's.
+        body, result = _body(expr, params, indices, "        ", named)
+        named += len(body)
         test = " or ".join(f"head == {h}" for h in heads)
         lines.append(
             f"    {'if' if i == 0 else 'elif'} {test}:" if i + 1 < len(plain) else "    else:"
@@ -95,9 +98,9 @@ def leaf(
 
 
 def _body(
-    expr: Expr, params: Sequence[str], indices: Mapping[str, Bounds], indent: str
+    expr: Expr, params: Sequence[str], indices: Mapping[str, Bounds], indent: str, first: int
 ) -> tuple[list[str], str]:
-    printed = render(expr, DIALECT, indices)
+    printed = render(expr, DIALECT, indices, first)
     lines = [f"{indent}{name} = {text}" for name, text in printed.lines]
     return lines, _full_size(expr, printed.result, params)
 

@@ -20,10 +20,11 @@ from kdsl.kernels.attention.tunable import AttentionTunable
 from kdsl.reference.attention import attention as reference_attention
 from kdsl.runtime import codecache
 from kdsl.runtime.arrays import like, say_once
+from kdsl.runtime.calibration import CostModel
 from kdsl.runtime.checks import check_finite, check_tensors
 from kdsl.runtime.choice import Choice, choose
 from kdsl.runtime.operator import Operator, Tables, array_tables
-from kdsl.runtime.predict import predict_us
+from kdsl.runtime.predict import Prediction
 from kdsl.specs import Attention
 from kdsl.targets import Target
 from kdsl.targets import get as target_named
@@ -249,10 +250,17 @@ class AttentionOperator(Operator):
         if self.choice is not None and self.target is not None:
             # A row of the database knows the compiler's registers and spills as well.
             known = self.choice.predicted_us
-            out["predicted_us"] = known or predict_us(work, self.target)
+            out["predicted_us"] = known or self.predicted.us
             if self.choice.measured_us is not None:
                 out["measured_us"] = self.choice.measured_us
         return out
+
+    @property
+    def predicted(self) -> Prediction:
+        """The time of the configuration by the cost model, without asking a compiler."""
+        target = self.target or target_named("a100")
+        params = self.config or self.tunable.default(target)
+        return CostModel.of(self.tunable, target)(params)
 
     def explain(self) -> str:
         """Backend, configuration and its source, mask, cost, line by line."""

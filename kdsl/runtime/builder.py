@@ -46,8 +46,8 @@ def build(
     if isinstance(spec, Permute):
         from kdsl.runtime.permute import PermuteOperator
 
-        picked = _pick(backend, ("cuda",), target)
-        return PermuteOperator(spec, target, picked or "cuda", config, here, tables)
+        own = _pick(backend, ("cuda",), target) or "cuda"
+        return PermuteOperator(spec, target, own, config, mode, here, tables)
     from kdsl.runtime.attention import AttentionOperator, interpreting
 
     picked = _pick(backend, ("triton", "gluon"), target)

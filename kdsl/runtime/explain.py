@@ -36,7 +36,10 @@ def explain_attention(op: AttentionOperator) -> str:
     cost = op.cost()
     lines.append(f"work       {cost['flop'] / 1e12:.3f} TFLOP kept, {cost['bytes'] / 1e6:.1f} MB")
     if "predicted_us" in cost:
-        lines.append(f"predicted  {cost['predicted_us']:.0f} us")
+        known = op.choice.predicted_us if op.choice is not None else None
+        lines.append(
+            f"predicted  {op.predicted}" if known is None else f"predicted  {known:.0f} us"
+        )
     if "measured_us" in cost:
         lines.append(f"measured   {cost['measured_us']:.1f} us")
     return "\n".join(lines)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from kdsl.errors import ConfigError, InputError, UnsupportedError
+from kdsl.errors import InputError, UnsupportedError
 from kdsl.kernels.permute import config as settings
 from kdsl.kernels.permute import generate
+from kdsl.kernels.permute.tunable import PermuteTunable, traffic
 from kdsl.reference.permute import permute as reference_permute
 from kdsl.runtime.arrays import like, say_once
+from kdsl.runtime.calibration import CostModel
 from kdsl.runtime.checks import check_finite
-from kdsl.runtime.choice import Choice
+from kdsl.runtime.choice import Choice, choose
 from kdsl.runtime.operator import Operator, Tables, array_tables
+from kdsl.runtime.predict import Prediction
 from kdsl.specs import Permute
 from kdsl.targets import Target
+from kdsl.targets import get as target_named
 
 
 class PermuteOperator(Operator):
@@ -32,14 +35,17 @@ class PermuteOperator(Operator):
         target: Target | None,
         backend: str,
         config: Mapping[str, Any] | None,
+        mode: str,
         here: bool,
         fixed: Tables | None = None,
     ) -> None:
         self.spec, self.target, self.backend, self.here = spec, target, backend, here
-        self.fixed, self.given = dict(fixed or {}), config
+        self.fixed, self.given, self.mode = dict(fixed or {}), config, mode
         self.choice: Choice | None = None
         if target is not None and backend != "reference":
-            self.choice = _choose(spec, config)
+            values = array_tables(self.fixed)
+            tunable = PermuteTunable(spec, values)
+            self.choice = choose(tunable, target, config, mode, here=here, tables=values)
 
     def __call__(self, *tensors: Any, tables: Tables | None = None, check: bool = False) -> Any:
         """The stored sequence of ``x``, or with a layout (codes, float32 scales)."""
@@ -87,20 +93,22 @@ class PermuteOperator(Operator):
         return generate.source(self.spec, settings.Config.from_json(config))
 
     def cost(self) -> Mapping[str, float]:
-        """Bytes of a call with one batch item and, for a named GPU, the time to move them."""
-        spec = self.spec
-        shape = (1, spec.heads, spec.grid.tokens, spec.head_dim)
-        read = math.prod(shape) * settings.ITEM_BYTES[spec.dtype]
-        written = spec.layout.nbytes(shape) if spec.layout else read
-        # Scales over many tokens cost a second reading.
-        bytes_ = float(read * (2 if settings.method(spec) == "GROUPS" else 1) + written)
-        out = {"flop": 0.0, "bytes": bytes_}
+        """Bytes of a call with one batch item, and for a named GPU the predicted and measured time
+        in microseconds."""
+        out = {"flop": 0.0, "bytes": float(traffic(self.spec).total)}
         if self.target is not None:
-            from kdsl.runtime.predict import BANDWIDTH, LAUNCH_US
-
-            seconds = bytes_ / max(self.target.bandwidth * BANDWIDTH, 1.0)
-            out["predicted_us"] = seconds * 1e6 + LAUNCH_US
+            known = self.choice.predicted_us if self.choice is not None else None
+            out["predicted_us"] = known or self.predicted.us
+            if self.choice is not None and self.choice.measured_us is not None:
+                out["measured_us"] = self.choice.measured_us
         return out
+
+    @property
+    def predicted(self) -> Prediction:
+        """The time of the configuration by the cost model, without asking a compiler."""
+        target = self.target or target_named("a100")
+        tunable = PermuteTunable(self.spec)
+        return CostModel.of(tunable, target)(self.config or tunable.default(target))
 
     def explain(self) -> str:
         """Backend, configuration and cost."""
@@ -118,26 +126,20 @@ class PermuteOperator(Operator):
             lines += [f"config     {chosen}", *(f"           {x}" for x in self.choice.lines)]
         lines.append(f"work       {cost['bytes'] / 1e6:.1f} MB")
         if "predicted_us" in cost:
-            lines.append(f"predicted  {cost['predicted_us']:.0f} us")
+            known = self.choice is not None and self.choice.predicted_us
+            lines.append(f"predicted  {f'{known:.0f} us' if known else self.predicted}")
+        if "measured_us" in cost:
+            lines.append(f"measured   {cost['measured_us']:.1f} us")
         return "\n".join(lines)
 
     def bind(self, tables: Tables) -> PermuteOperator:
         """The operator with values for its open tables."""
         return PermuteOperator(
-            self.spec, self.target, self.backend, self.given, self.here, {**self.fixed, **tables}
+            self.spec,
+            self.target,
+            self.backend,
+            self.given,
+            self.mode,
+            self.here,
+            {**self.fixed, **tables},
         )
-
-
-def _choose(spec: Permute, given: Mapping[str, Any] | None) -> Choice:
-    default = settings.default(spec)
-    if given is None:
-        return Choice(default.to_json(), "rule", ("rule: the built-in default",))
-    config = settings.Config.from_json({**default.to_json(), **given})
-    reason = settings.problem(spec, config)
-    if reason:
-        raise ConfigError(
-            f"the given configuration is illegal: {reason}",
-            where=repr(dict(given)),
-            hint=f"for instance {default.to_json()}",
-        )
-    return Choice(config.to_json(), "given", ("given: used as it is",))

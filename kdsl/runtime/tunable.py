@@ -66,6 +66,12 @@ class Tunable(Protocol):
     def default(self, target: Target) -> dict[str, Any]:
         """A good configuration without any measurement."""
 
+    def written_default(self, target: Target) -> dict[str, Any]:
+        """The same by the hand-written rule, where rows have changed the default."""
+
+    def facts(self, target: Target) -> Mapping[str, Any]:
+        """What a distilled rule may ask: sizes, mask statistics, dtype, compute capability."""
+
     def work(self, params: Mapping[str, Any], target: Target) -> Work:
         """Operations and bytes of a call, for cost models."""
 

@@ -46,14 +46,19 @@ def legal(spec: Attention, config: Config, target: Target) -> str | None:
     if single and each * spec.head_dim > 1024:
         return f"{each * spec.head_dim} multiply-adds a thread and product, 1024 at most"
     # Accumulators alone: beyond this they spill far and wide, and compile for minutes.
-    first, second = head_parts(spec.head_dim)
-    held = config.block_m * (first + second + config.block_n) // (config.num_warps * 32)
+    held = accumulators(spec, config)
     if held > 256:
         return f"{held} accumulator registers a thread"
     need = shared_bytes(spec, config, target)
     if need > target.smem_optin:
         return f"{need} bytes of shared memory, {target.name} has {target.smem_optin}"
     return None
+
+
+def accumulators(spec: Attention, config: Config) -> int:
+    """Registers of a thread that hold the scores of a step and the output."""
+    columns = sum(head_parts(spec.head_dim)) + config.block_n
+    return config.block_m * columns // (config.num_warps * 32)
 
 
 def ahead_of_time(

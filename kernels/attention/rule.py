@@ -1,20 +1,34 @@
 """The built-in choice of a configuration: an ordered list, of which the first legal one is taken.
 
-Hopper's entries are from probes (docs/performance.md); the others are untested guesses that keep
-registers and shared memory in bounds until the database has rows.
+First comes what was distilled from measured rows (`kdsl.kernels.attention.distilled`), where the
+facts of a spec lie within them.  The written list stands behind it.  Its Hopper entries are from an
+H100 (docs/performance.md); the others are untested guesses that keep registers and shared memory in
+bounds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from kdsl.kernels.attention.config import Config
+from kdsl.kernels.attention.config import Config, describable
 from kdsl.kernels.attention.hopper import config as hopper
 from kdsl.specs import Attention
 from kdsl.targets import Target
 
 MANY_PARTIAL = 0.25
 """Share of partial blocks from which the mask decides the time, and small tiles win."""
+
+
+def facts(
+    spec: Attention, target: Target, sizes: Mapping[str, int], statistics: Mapping[str, float]
+) -> dict[str, Any]:
+    """What a distilled rule may ask: sizes, mask statistics where known, dtype, order, capability.
+
+    ``in_order`` is 1 where tokens are stored as they are, so that every kind of load is legal.
+    """
+    named = {"cc": target.cc, "dtype": spec.dtype, "in_order": int(describable(spec))}
+    return {**named, **sizes, **statistics}
 
 
 def preferences(spec: Attention, target: Target, partial_share: float) -> Iterator[Config]:
@@ -24,8 +38,10 @@ def preferences(spec: Attention, target: Target, partial_share: float) -> Iterat
         if target.capability[0] in (9, 10):
             yield from _hopper(spec, partial_share)
         else:
-            warps = 8 if spec.head_dim > 64 else 4
-            yield from (Config(128, 64, warps, n) for n in (3, 2, 1))
+            if spec.head_dim <= 128:
+                warps = 8 if spec.head_dim > 64 else 4
+                yield from (Config(128, 64, warps, n) for n in (3, 2, 1))
+            yield from (Config(64, 64, 8, n) for n in (2, 1))
         for m, n in ((64, 64), (64, 32), (32, 32)):
             yield from (Config(m, n, 4, stages) for stages in (3, 2, 1))
     # Without tensor cores a tile's products live in plain registers.
@@ -34,6 +50,10 @@ def preferences(spec: Attention, target: Target, partial_share: float) -> Iterat
 
 
 def _hopper(spec: Attention, partial_share: float) -> Iterator[Config]:
+    if spec.head_dim > 128:
+        # Two warpgroups: one alone has not the registers for its share of the output.
+        yield Config(64, 64, 8, 2, "descriptor")
+        yield Config(64, 64, 8, 2)
     if partial_share > MANY_PARTIAL:
         yield Config(64, 64, 4, 3, "descriptor")
         yield Config(64, 64, 4, 3)

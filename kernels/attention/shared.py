@@ -85,11 +85,13 @@ def _mma(spec: Attention, config: Config, tiles: Tiles) -> int:
     p += 16 if m == 16 else 0
     if config.loads == "pointer":
         return tiles.q + _in_flight(stages) * tiles.kv + p
+    # Q lies there until it is in registers, a tail after the rest.
+    q = m * (first if tail else spec.head_dim) * ITEM_BYTES[spec.dtype]
     if stages > 1:
-        return _in_flight(stages) * tiles.kv + p + BARRIERS
+        return max(_in_flight(stages) * tiles.kv + p + BARRIERS, q + 8)
     if tail:
-        return max(m, config.block_n) * first * ITEM_BYTES[spec.dtype] + 8
-    return max(tiles.kv + p, tiles.q) + 8
+        return max(q, config.block_n * first * ITEM_BYTES[spec.dtype]) + 8
+    return max(tiles.kv + p, q) + 8
 
 
 def _in_flight(stages: int) -> int:

@@ -13,8 +13,10 @@ from kdsl.blocks import Blocks
 from kdsl.errors import ConfigError
 from kdsl.kernels.attention import generate, portable
 from kdsl.kernels.attention.config import ARCHITECTURES, ITEM_BYTES, SPACES, Config, space_of
+from kdsl.kernels.attention.distilled import distilled
 from kdsl.kernels.attention.hopper import config as hopper
-from kdsl.kernels.attention.rule import preferences
+from kdsl.kernels.attention.portable import accumulators
+from kdsl.kernels.attention.rule import facts, preferences
 from kdsl.kernels.attention.shared import shared_bytes
 from kdsl.specs import Attention
 from kdsl.targets import Target
@@ -22,6 +24,9 @@ from kdsl.work import AheadOfTime, Work
 
 if TYPE_CHECKING:
     from kdsl.kernels.attention.runner import AttentionRunner
+
+OTHER_REGISTERS = 56
+"""Registers of a thread beside its accumulators, about: what cost models assume uncompiled."""
 
 
 class AttentionTunable:
@@ -67,6 +72,13 @@ class AttentionTunable:
 
     def default(self, target: Target) -> dict[str, Any]:
         """A good choice without any measurement: legal on this target for this spec."""
+        known = distilled(self.facts(target))
+        if known is not None and self.legal(known, target) is None:
+            return Config.from_json(known).to_json()
+        return self.written_default(target)
+
+    def written_default(self, target: Target) -> dict[str, Any]:
+        """The default of the written rule alone: what distilled ones are compared with."""
         share = self.statistics().get("partial_share", 0.0)
         reason = None
         for config in preferences(self.spec, target, share):
@@ -79,6 +91,10 @@ class AttentionTunable:
             f"no configuration fits {target.name}{f': {reason}' if reason else ''}",
             where=repr(self.spec)[:200],
         )
+
+    def facts(self, target: Target) -> dict[str, Any]:
+        """What rules may ask."""
+        return facts(self.spec, target, self.sizes(), self.statistics())
 
     def work(self, params: Mapping[str, Any], target: Target) -> Work:
         """Counts of one call with these rows of blocks; a dense mask where they are unknown."""
@@ -100,6 +116,9 @@ class AttentionTunable:
         q_rows = self.batch * spec.heads * queries
         k_rows = self.batch * spec.group_heads * keys
         useful = 4.0 * spec.block[0] * spec.block[1] * spec.head_dim * float(counts.sum())
+        registers = accumulators(spec, config) + OTHER_REGISTERS
+        if config.template == "hopper":
+            registers = hopper.resources(config).at_launch
         return Work(
             flop=float(steps.sum()) * step_flop,
             useful_flop=useful * self.batch / counts.shape[0],
@@ -111,6 +130,10 @@ class AttentionTunable:
             steps=steps,
             step_flop=step_flop,
             step_bytes=2.0 * config.block_n * spec.head_dim * item,
+            step_exp=float(config.block_m * config.block_n),
+            partial=self._partial_share,
+            registers=min(registers, 255),
+            spill_bytes=4 * max(registers - 255, 0),
         )
 
     def _threads(self, config: Config) -> int:
@@ -122,6 +145,10 @@ class AttentionTunable:
         if config.template == "hopper":
             return hopper.shared_bytes(self.spec, config)
         return shared_bytes(self.spec, config, target)
+
+    @cached_property
+    def _partial_share(self) -> float:
+        return float(self.statistics().get("partial_share", 0.0))
 
     @cached_property
     def source(self) -> str:

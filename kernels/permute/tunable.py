@@ -100,6 +100,14 @@ class PermuteTunable:
         del target
         return default(self.spec).to_json()
 
+    def written_default(self, target: Target) -> dict[str, Any]:
+        """The same: no rows have changed it."""
+        return self.default(target)
+
+    def facts(self, target: Target) -> dict[str, Any]:
+        """Sizes, dtype and compute capability."""
+        return {"cc": target.cc, "dtype": self.spec.dtype, **self.sizes()}
+
     def work(self, params: Mapping[str, Any], target: Target) -> Work:
         """Bytes of one call, the second reading where the cache cannot hold it included."""
         config = Config.from_json(dict(params))

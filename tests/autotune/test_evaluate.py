@@ -21,7 +21,7 @@ from kdsl.autotune.session.evaluate import (
     floor_us,
 )
 from kdsl.autotune.session.outcome import Outcome
-from kdsl.runtime.predict import predict_us
+from kdsl.runtime.predict import Figures, Loading, physical_us
 from kdsl.work import Work
 from tests.autotune.made_up import A100, H100, small_job
 
@@ -52,7 +52,7 @@ def test_a_prediction_uses_the_compilers_figures() -> None:
     predictor = Predictor(JOB, A100)
     work = JOB.tunable.work(PARAMS, A100)
     fine = predictor.evaluate(PARAMS, BUILT, None)
-    wanted = predict_us(replace(work, shared_bytes=8192), A100, registers=64, spill_bytes=0)
+    wanted = physical_us(work, A100, Loading.of(work, A100, Figures(64, 0, 8192)))
     assert fine.median_us == wanted
     spilling = predictor.evaluate(PARAMS, replace(BUILT, spill_bytes=4096), None)
     assert spilling.median_us is not None

@@ -12,7 +12,7 @@ from kdsl.autotune.measuring.device import Finals, Opening, Order, Vitals
 from kdsl.autotune.measuring.fake import FakeCard, FakeDevice
 from kdsl.autotune.measuring.faults import classify, reason
 from kdsl.autotune.measuring.race import Rules, median
-from kdsl.autotune.measuring.worker import finals, guarded
+from kdsl.autotune.measuring.worker import WARM_UP, finals, guarded
 
 OPENING = Opening("{}", {})
 FINE, BAD = {"x": 1}, {"x": 2}
@@ -99,9 +99,12 @@ def test_without_a_clock_there_is_no_second_try() -> None:
 
 
 def test_a_loser_stops_early() -> None:
-    """A candidate that cannot come below the bar takes one round of samples."""
-    lost, _ = run(device(noise=0.2), BAD, bar=100.0)
-    free, _ = run(device(noise=0.2), BAD)
+    """A candidate that cannot come below the bar takes one round of samples, and one far above it
+    no more than the warm-up."""
+    lost, _ = run(device(noise=0.02), BAD, bar=150.0)
+    hopeless, _ = run(device(noise=0.02), BAD, bar=100.0)
+    free, _ = run(device(noise=0.02), BAD)
+    assert len(hopeless.samples) == WARM_UP < len(lost.samples)
     assert len(lost.samples) == Rules().a_round < len(free.samples)
 
 

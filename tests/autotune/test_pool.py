@@ -15,6 +15,7 @@ from kdsl import targets
 from kdsl.autotune.children import Child
 from kdsl.autotune.compiling import Built, CompilePool
 from kdsl.autotune.compiling.limits import Limit
+from kdsl.autotune.compiling.pool import identity
 from kdsl.errors import UnsupportedError
 from kdsl.runtime.aot import compile_for
 from kdsl.work import AheadOfTime
@@ -185,3 +186,18 @@ def test_a_real_kernel_comes_back_with_its_resources(tmp_path: Path) -> None:
     )
     assert refused.status == "compile_error"
     assert "attention_forward" in refused.reason
+
+
+def test_equal_kernels_are_compiled_once(pool: Callable[..., CompilePool]) -> None:
+    """What was compiled under one key is given under another at once, also after a drop; another
+    source or target is another kernel."""
+    one = pool(1)
+    one.submit("a", what("slow"), A100)
+    first = one.result("a")
+    one.drop()
+    started = time.monotonic()
+    one.submit("b", what("slow"), A100)
+    assert one.result("b") == first
+    assert time.monotonic() - started < 0.5
+    assert identity(what("slow"), A100) != identity(what("quick"), A100)
+    assert identity(what("slow"), A100) != identity(what("slow"), targets.get("h100"))

@@ -100,13 +100,16 @@ def on_rung(rung: str, groups: Iterable[Group], wanted: Key, space_hash: str) ->
     if rung == "predicted" and space_hash:
         fitting = [replace(g, standings=_of_space(g, space_hash)) for g in fitting]
 
-    def order(group: Group) -> tuple[float | str, ...]:
+    def order(group: Group) -> tuple[float, ...]:
         first = len(group.changes) if rung == "soft" else group.distance
         apart = abs(group.key.device.sms - wanted.device.sms)
-        ids = (part.id for part in group.key)
-        return (first, group.distance, apart, len(group.changes), *ids)
+        return (first, group.distance, apart, len(group.changes))
 
-    return sorted((g for g in fitting if g.standings), key=order)
+    fitting = sorted((g for g in fitting if g.standings), key=lambda g: [p.id for p in g.key])
+    if rung == "predicted":  # a newer calibration speaks first
+        fitting.sort(key=lambda g: max(s.trial.measurement.created for s in g.standings))
+        fitting.reverse()
+    return sorted(fitting, key=order)
 
 
 def _fits(rung: str, group: Group, wanted: Key) -> bool:

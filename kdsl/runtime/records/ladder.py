@@ -167,11 +167,28 @@ def _described(group: Group, standing: Standing, note: str, key: Key) -> str:
     text = f"taken: row {row.id[:8]}, {row.median_us:.1f} us"
     if row.kind == "measured":
         text += f" [{low:.1f}, {high:.1f}] on {group.key.device.name}"
+    else:
+        text += _reliability(row.extra.get("typical_error"))
     if standing.default:
         text += f", the default{note}"
     if group.key.workload.id != key.workload.id:
-        text += f", {group.distance:.2f} octaves away"
+        text += f", {group.distance:.2f} octaves away{_apart(key, group.key)}"
     return "; ".join([text, *(f"{name} was {old}, is {new}" for name, new, old in group.changes)])
+
+
+def _apart(key: Key, row: Key) -> str:
+    """Sizes and statistics in which a row's workload is another one."""
+    tools = {name for name, *_ in keys.changes(key, row)}
+    found = [d for d in keys.differences(key, row) if d.field not in tools]
+    parts = [f"{d.field} {d.wanted} here, {d.row} there" for d in found]
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def _reliability(error: object) -> str:
+    """How good predictions like this one were; rows of a newer version may say it otherwise."""
+    if not isinstance(error, int | float):
+        return ", never calibrated on such a card"
+    return f", typical error {error:.2f}x"
 
 
 def _miss(groups: Iterable[Group], key: Key) -> list[str]:

@@ -99,7 +99,7 @@ def test_exact_by_bucket() -> None:
     assert found.distance == pytest.approx(math.log2(36_000 / 32_760))
     assert found.lines[-1] == (
         f"exact      taken: row {_short(row)}, 800.0 us [799.0, 801.0] on h100, the default, "
-        "0.14 octaves away"
+        "0.14 octaves away (tokens 36000 here, 32760 there)"
     )
 
 
@@ -134,7 +134,8 @@ def test_nearest() -> None:
     assert found.lines[2:] == (
         "soft       no measured row with this key on h100 by other tools or under another power "
         "cap",
-        f"nearest    taken: row {_short(near)}, 800.0 us [799.0, 801.0] on h100, 0.58 octaves away",
+        f"nearest    taken: row {_short(near)}, 800.0 us [799.0, 801.0] on h100, 0.58 octaves away "
+        "(tokens 32768 here, 49152 there)",
     )
     assert _ask(far).config == {"block_q": 32}
     assert _ask(_row(Key(_workload(65_537), H100, TOOLS), 32)).rung == "rule"
@@ -157,7 +158,8 @@ def test_nearest_between_fences() -> None:
     assert found.distance == pytest.approx(math.log2(32_768 / 20_000))
     assert found.lines[-1] == (
         f"nearest    taken: row {_short(below)}, 800.0 us [799.0, 801.0] on h100, the default, "
-        "which won on one side of this size and lost on the other, 0.71 octaves away"
+        "which won on one side of this size and lost on the other, 0.71 octaves away "
+        "(tokens 32768 here, 20000 there)"
     )
     nobody = _row(Key(_workload(20_000), H100, TOOLS), 32)
     assert _ask(nobody, above).config == {"block_q": 64}
@@ -194,7 +196,7 @@ def test_predicted() -> None:
     assert (found.rung, found.source, found.config) == ("predicted", "predicted", {"block_q": 64})
     assert found.lines[4:] == (
         "same-cc    no measured row on another GPU of compute capability 9.0",
-        f"predicted  taken: row {_short(guess)}, 700.0 us",
+        f"predicted  taken: row {_short(guess)}, 700.0 us, never calibrated on such a card",
     )
     assert _ask(guess, space_hash="s2").rung == "rule"
     assert _ask(guess, mode="nearest").rung == "rule"
@@ -205,6 +207,27 @@ def test_predicted() -> None:
         KEY, 64, status="wrong", reason="off", median_us=None, ci_lo_us=None, ci_hi_us=None
     )
     assert _ask(guess, wrong).rung == "rule"
+
+
+def test_predictions_of_a_calibration() -> None:
+    """A prediction says how far off its like were, and the newest calibration speaks."""
+    old, new = (
+        _row(
+            KEY._replace(
+                toolchain=Toolchain(kdsl="0.1", template_hash="t1", extra={"model": name})
+            ),
+            block_q,
+            700.0,
+            kind="predicted",
+            created=created,
+            extra={"typical_error": 1.234},
+        )
+        for name, block_q, created in (("a", 32, "2026-01-02"), ("b", 64, "2026-01-03"))
+    )
+    for rows in ((old, new), (new, old)):
+        found = _ask(*rows)
+        assert (found.rung, found.config) == ("predicted", {"block_q": 64})
+        assert found.lines[-1].endswith("700.0 us, typical error 1.23x")
 
 
 def test_rule() -> None:
