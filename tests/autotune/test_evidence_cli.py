@@ -75,11 +75,11 @@ def test_a_recording_is_the_whole_space(call: Call, tmp_path: Path) -> None:
     rest = FakePool()
     code, out, _ = call("--gpu", "h100", "--record", "--spec", spec, pool=rest)
     assert code == 0
-    assert len(rest.asked) == 36
-    assert out.splitlines()[-1] == "h100: 36 measured (20 more known before)"
+    assert len(rest.asked) == 72
+    assert out.splitlines()[-1] == "h100: 72 measured (20 more known before)"
     assert not [p for p in rest.asked if p in pool.asked]
     found = {row.candidate_id for row in measured(tmp_path / "tuning.db")}
-    assert len(found) == 56
+    assert len(found) == 92
     again = FakePool()
     assert call("--gpu", "h100", "--record", "--spec", spec, pool=again)[0] == 0
     assert again.asked == []

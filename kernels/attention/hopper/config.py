@@ -99,6 +99,8 @@ def legal(spec: Attention, config: Config, target: Target) -> str | None:
     asked = shared_bytes(spec, config)
     if asked > target.smem_optin:
         return f"{asked} bytes of shared memory, {target.name} has {target.smem_optin}"
+    if config.workers == 1 and config.block_m == 64 and 2 * (asked + RESERVED) <= target.smem_sm:
+        return "one warpgroup leaves room for a second program: two workers"
     if (asked + RESERVED) * resident(config) > target.smem_sm:
         return f"{resident(config)} programs of {asked} bytes do not fit a multiprocessor"
     return None
