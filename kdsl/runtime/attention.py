@@ -111,6 +111,8 @@ class AttentionOperator(Operator):
     ) -> None:
         self.spec, self.target, self.asked, self.here = spec, target, backend, here
         self.templates = tuple(t for t, name in BACKENDS.items() if backend == name) or OFFERED
+        self.by_batch = any("batch" in e.variables() for e in spec.mask.variants)
+        """Whether the mask speaks of the batch, so that rows differ with its size."""
         self.bound: OrderedDict[tuple[str, int], Bound] = OrderedDict()
         self.ready: OrderedDict[int, Bound] = OrderedDict()
         """By batch size: what a call without tables uses, so that it need not look at values."""
@@ -330,11 +332,6 @@ class AttentionOperator(Operator):
         if not tables:
             _remember(self.ready, batch, bound)
         return bound
-
-    @cached_property
-    def by_batch(self) -> bool:
-        """Whether the mask speaks of the batch, so that rows differ with its size."""
-        return any("batch" in e.variables() for e in self.spec.mask.variants)
 
     def _bound(self, values: dict[str, npt.NDArray[Any]], batch: int) -> Bound:
         checked = {t.name: t.checked(values[t.name]) for t in self.spec.open_tables}

@@ -232,3 +232,33 @@ def test_cache_from_the_shell(tmp_path: Path) -> None:
     assert not list(folder.iterdir())
     assert run("nothing").returncode == 2
     assert "doctor" in run("--help").stdout
+
+
+BARE = """
+import sys
+sys.modules.update(dict.fromkeys(("torch", "triton", "cupy", "optuna")))
+from kdsl.runtime import doctor
+subjects = list(doctor.subjects())
+doctor.subjects = lambda: iter((subjects[0], subjects[-1]))
+from kdsl.__main__ import main
+code = main(["doctor", "--gpu", "a100"])
+from kdsl.autotune.cli import main
+sys.exit(10 * main(["--gpu", "a100"]) + code)
+"""
+
+
+def test_with_numpy_alone_it_says_what_to_install(tmp_path: Path) -> None:
+    """Doctor and tuner name the extras where their packages are missing, without a traceback."""
+    done = subprocess.run(
+        [sys.executable, "-c", BARE],
+        env={**os.environ, "COLUMNS": "250", "KDSL_DB": str(tmp_path / "none.db")},
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 10, done.stderr
+    for extra in ("triton", "cuda"):
+        assert f'pip install "kdsl-kernels[{extra}]"' in done.stdout
+    assert 'pip install "kdsl-kernels[tune]"' in done.stderr
+    assert "Traceback" not in done.stderr
