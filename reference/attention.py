@@ -32,6 +32,8 @@ def attention(
     head_dim]``, arrays or torch tensors.  ``rows`` picks some original query tokens; the results
     then hold those only, in that order.
 
+    With ``spec.stored`` the inputs are in stored order; results are in the original one.
+
     A query whose visible scores are all minus infinity, or that sees nothing, gives 0 and minus
     infinity.  A key that no query of its mask block sees is never read; a NaN or infinity in ``v``
     of any other key of a visited block reaches every query of that block that sees anything, as in
@@ -45,13 +47,15 @@ def attention(
     for b in range(q.shape[0]):
         for h in range(q.shape[1]):
             head = Head(spec, h, b, tables)
-            keys, values = k[b, h // spec.group], v[b, h // spec.group]
+            queries, keys, values = head.original(
+                q[b, h], k[b, h // spec.group], v[b, h // spec.group]
+            )
             step = max(ROWS // max(len(keys), 1), 1)
             for at in range(0, len(picked), step):
                 part = slice(at, at + step)
                 sees = head.mask(picked[part])
                 score = np.where(
-                    sees, spec.softmax_scale * (q[b, h, picked[part]] @ keys.T), -np.inf
+                    sees, spec.softmax_scale * (queries[picked[part]] @ keys.T), -np.inf
                 )
                 out[b, h, part], lse[b, h, part] = softmax_product(
                     score, values, None if finite else head.visited(picked[part])
@@ -69,6 +73,12 @@ class Head:
         self.keys = np.arange(spec.key_grid.tokens)
         self.query_position = head_order(spec.query_order, head).inverse_index(tables)
         self.key_position = head_order(spec.kv_order, head).inverse_index(tables)
+
+    def original(self, q: Float, k: Float, v: Float) -> tuple[Float, Float, Float]:
+        """Inputs of the head in the original order of tokens."""
+        if not self.spec.stored:
+            return q, k, v
+        return q[self.query_position], k[self.key_position], v[self.key_position]
 
     def mask(self, queries: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         """Which keys some queries see, ``[queries, keys]``."""

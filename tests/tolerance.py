@@ -103,6 +103,13 @@ def expected(
         magnitude = np.full_like(out, np.abs(v).max(initial=0.0))
     keys, tiles = k.shape[2], -(-k.shape[2] // block_n)
 
+    if spec.stored:
+        q = np.stack(
+            [
+                [item[h][Head(spec, h, b, tables).query_position] for h in range(spec.heads)]
+                for b, item in enumerate(q)
+            ]
+        ).reshape(q.shape)
     picked = q if rows is None else q[:, :, rows]
     longest = np.linalg.norm(k, axis=3).max(2, initial=0.0).repeat(spec.group, axis=1)
     size = spec.softmax_scale * np.linalg.norm(picked, axis=3) * longest[:, :, None]

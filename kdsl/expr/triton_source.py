@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from kdsl.expr.bounds import Bounds
@@ -54,6 +55,11 @@ DIALECT = Dialect(
     true="True",
     false="False",
 )
+
+
+def for_gluon(source: str) -> str:
+    """Leaves and helpers as Gluon has them: the same functions in another module."""
+    return re.sub(r"\btl\.", "gl.", source.replace("@triton.jit", "@gluon.jit"))
 
 
 def leaf(

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kdsl.blocks import Blocks
-from kdsl.errors import ConfigError, InputError
+from kdsl.errors import ConfigError, InputError, UnsupportedError
 from kdsl.kernels.attention.backward.tunable import PARTS, BackwardTunable
-from kdsl.kernels.attention.config import Config
+from kdsl.kernels.attention.config import BACKENDS, OFFERED, Config
 from kdsl.kernels.attention.tunable import AttentionTunable
 from kdsl.reference.attention import attention as reference_attention
 from kdsl.runtime import codecache
@@ -30,6 +30,8 @@ from kdsl.specs import Attention
 from kdsl.targets import Target
 from kdsl.targets import get as target_named
 
+KEPT_CALLS = 64
+"""Kinds of tensors that an operator remembers to have checked."""
 KEPT_BINDINGS = 8
 """Values of open tables, batch sizes and devices whose rows of blocks an operator remembers."""
 
@@ -37,8 +39,14 @@ KEPT_BINDINGS = 8
 class Bound:
     """Rows of blocks for given table values, and their copies on devices."""
 
-    def __init__(self, spec: Attention, tables: dict[str, npt.NDArray[Any]], batch: int) -> None:
-        self.tables, self.tunable = tables, AttentionTunable(spec, tables, batch)
+    def __init__(
+        self,
+        spec: Attention,
+        tables: dict[str, npt.NDArray[Any]],
+        batch: int,
+        templates: tuple[str, ...],
+    ) -> None:
+        self.tables, self.tunable = tables, AttentionTunable(spec, tables, batch, templates)
         self.on_device: OrderedDict[Any, tuple[Any, tuple[Any, ...]]] = OrderedDict()
         self.as_operands: OrderedDict[Any, tuple[list[Any], list[Any]]] = OrderedDict()
 
@@ -94,15 +102,15 @@ class AttentionOperator(Operator):
         self,
         spec: Attention,
         target: Target | None,
-        backend: str,
+        backend: str | None,
         config: Mapping[str, Any] | None,
         mode: str,
         here: bool,
         sample: Tables | None = None,
         backward: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        self.spec, self.target, self.backend, self.here = spec, target, backend, here
-        # No cached property: before Python 3.12 those lock, which torch.compile cannot trace.
+        self.spec, self.target, self.asked, self.here = spec, target, backend, here
+        self.templates = tuple(t for t, name in BACKENDS.items() if backend == name) or OFFERED
         self.by_batch = any("batch" in e.variables() for e in spec.mask.variants)
         """Whether the mask speaks of the batch, so that rows differ with its size."""
         self.bound: OrderedDict[tuple[str, int], Bound] = OrderedDict()
@@ -121,11 +129,18 @@ class AttentionOperator(Operator):
                 self.fixed[table.name] = table.checked(self.fixed[table.name])
         known = {t.name for t in spec.open_tables} <= set(self.fixed)
         self.tunable = (
-            self._bound(self.fixed, 1).tunable if known else AttentionTunable(spec, self.fixed)
+            self._bound(self.fixed, 1).tunable
+            if known
+            else AttentionTunable(spec, self.fixed, templates=self.templates)
         )
         self.choice: Choice | None = settle(
-            self.tunable, target, backend, config, mode, here=here, tables=self.fixed
+            self.tunable, target, backend or "", config, mode, here=here, tables=self.fixed
         )
+        self.backend = BACKENDS[self._config.template] if self.choice else "reference"
+        self.known: dict[Any, Config] = {}
+        """Configurations of calls like those that went well, by kind of their tensors."""
+        self.modules: dict[str, Any] = {}
+        """Generated files, imported, by template."""
 
     def __call__(self, *tensors: Any, tables: Tables | None = None, check: bool = False) -> Any:
         """Attention of ``q [batch, heads, queries, head_dim]``, ``k, v [batch, kv_heads, ...]``.
@@ -133,6 +148,11 @@ class AttentionOperator(Operator):
         The output has the queries' shape and type; with ``return_lse`` a pair with the natural
         log-sum-exp, float32 ``[batch, heads, queries]``.
         """
+        kind = self._kind(tensors)
+        if kind in self.known and not check:
+            bound = self._bound_for(tables, tensors[0].shape[0])
+            out, lse = self._launch(tensors, bound, self.known[kind], kind)
+            return (out, lse) if self.spec.return_lse else out
         q, k, v = check_tensors(self.spec, tensors)
         if check:
             check_finite({"q": q, "k": k, "v": v})
@@ -143,7 +163,7 @@ class AttentionOperator(Operator):
             if self.backend == "reference":
                 out, lse = self._by_reference((q, k, v), bound)
             else:
-                out, lse = self._by_kernel((q, k, v), bound)
+                out, lse = self._by_kernel((q, k, v), bound, kind)
         if check:
             check_finite({"the output": out})
         return (out, lse) if self.spec.return_lse else out
@@ -152,6 +172,11 @@ class AttentionOperator(Operator):
         self, tables: Tables | None, batch: int, device: Any, differentiated: bool
     ) -> tuple[list[Any], list[Any], str]:
         """What ``kdsl::attention`` takes beside q, k and v: lists, tables, the program's name."""
+        if differentiated and self.spec.stored:
+            raise UnsupportedError(
+                "tensors in stored order have no gradients yet",
+                hint="stored=False, whose kernels read the model's order, or torch.no_grad()",
+            )
         bound = self._bound_for(tables, batch)
         if self.backend == "reference":
             if self.target is None:
@@ -204,7 +229,23 @@ class AttentionOperator(Operator):
         out, lse = reference_attention(self.spec, q, k, v, bound.tables)
         return like(out, tensors[0]), like(lse, tensors[0], np.float32)
 
-    def _by_kernel(self, tensors: tuple[Any, ...], bound: Bound) -> tuple[Any, Any]:
+    def _kind(self, tensors: tuple[Any, ...]) -> Any:
+        """All of a call's tensors that checks and launches depend on, but not their values.
+
+        None for arrays, and where torch must see the call.
+        """
+        try:
+            if self.seen_by_torch(tensors):
+                return None
+            return tuple(
+                (x.shape, x.stride(), x.dtype, x.device, x.data_ptr() % 16) for x in tensors
+            )
+        except (AttributeError, TypeError):
+            return None
+
+    def _by_kernel(
+        self, tensors: tuple[Any, ...], bound: Bound, kind: Any = None
+    ) -> tuple[Any, Any]:
         from kdsl.kernels.attention import launch
 
         self.require_here()
@@ -217,10 +258,22 @@ class AttentionOperator(Operator):
         self._check_device(device)
         if nothing_to_do(tensors):
             return empty_results(tensors[0])
-        lists, tables = bound.upload(device)
         config = launch.fitting(self._config, tensors)
+        result = self._launch(tensors, bound, config, kind)
+        if kind is not None and len(self.known) < KEPT_CALLS:
+            self.known[kind] = config
+        return result
+
+    def _launch(
+        self, tensors: tuple[Any, ...], bound: Bound, config: Config, kind: Any
+    ) -> tuple[Any, Any]:
+        from kdsl.kernels.attention.launch import launch
+
+        device = tensors[0].device
+        lists, tables = bound.upload(device)
+        module = self.module(config.template)
         with _torch_ops().on(device):
-            return launch.launch(self.module, self.spec, config, lists, tensors, tables)
+            return launch(module, self.spec, config, lists, tensors, tables, kind=kind)
 
     def _check_device(self, device: Any) -> None:
         """Raise unless the kernels run on a device."""
@@ -234,15 +287,16 @@ class AttentionOperator(Operator):
     def _config(self) -> Config:
         return Config.from_json(dict(self.config))
 
-    @cached_property
-    def module(self) -> Any:
-        """The generated file, imported."""
-        return codecache.load(self.source)
+    def module(self, template: str) -> Any:
+        """The generated file of a template, imported."""
+        if template not in self.modules:
+            self.modules[template] = codecache.load(self.tunable.source_of(template))
+        return self.modules[template]
 
     @property
     def source(self) -> str:
         """The complete generated file; it runs on its own."""
-        return self.tunable.source
+        return self.tunable.source_of(self._config.template if self.choice else "portable")
 
     def reference(self, *tensors: Any, tables: Tables | None = None) -> Any:
         """Float64 output, and the log-sum-exp if the spec asks for it."""
@@ -260,7 +314,7 @@ class AttentionOperator(Operator):
         return AttentionOperator(
             self.spec,
             self.target,
-            self.backend,
+            self.asked,
             self.given,
             self.mode,
             self.here,
@@ -286,7 +340,8 @@ class AttentionOperator(Operator):
         if key in self.bound:
             self.bound.move_to_end(key)
         else:
-            _remember(self.bound, key, Bound(self.spec, checked, key[1]))
+            made = Bound(self.spec, checked, key[1], self.templates)
+            _remember(self.bound, key, made)
         return self.bound[key]
 
     def cost(self) -> Mapping[str, float]:

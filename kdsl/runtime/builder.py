@@ -30,9 +30,10 @@ def build(
     ``gpu`` names a target that may be absent: its source, cost and compilation work then, calling
     does not.  Without it the GPU at hand is taken, or the NumPy reference where there is none.
     ``config`` is taken as given (missing settings from the default), ``backend`` is one of
-    ``"triton"``, ``"cuda"``, ``"reference"``.  ``mode`` says how far the look-up of a configuration
-    goes: ``"off"``, ``"strict"``, ``"nearest"``, ``"predict"``, ``"now"``.  ``tables`` gives values
-    of open tables, or a sample that the configuration is chosen for.  ``backward`` gives
+    ``"triton"`` (the portable template), ``"gluon"`` (Hopper's), ``"cuda"``, ``"reference"``; None
+    takes what was measured to be best.  ``mode`` says how far the look-up of a configuration goes:
+    ``"off"``, ``"strict"``, ``"nearest"``, ``"predict"``, ``"now"``.  ``tables`` gives values of
+    open tables, or a sample that the configuration is chosen for.  ``backward`` gives
     configurations of the gradients' kernels, by name: ``"keys"`` for dK and dV, ``"queries"`` for
     dQ; they are chosen as the forward's when they are first needed.
     """
@@ -50,22 +51,26 @@ def build(
 
         if backward:
             raise ConfigError("permute has no backward kernels", hint="backward=None")
-        picked = _pick(backend, "cuda", target)
-        if picked == "cuda" and target is None:
+        own = _pick(backend, ("cuda",), target) or "cuda"
+        if own == "cuda" and target is None:
             raise UnsupportedError(
                 "there is no GPU here for the CUDA kernel",
                 hint='gpu="a100" to look at it, or backend="reference"',
             )
-        return PermuteOperator(spec, target, picked, config, mode, here, tables)
+        return PermuteOperator(spec, target, own, config, mode, here, tables)
     from kdsl.runtime.attention import AttentionOperator, interpreting
 
-    picked = _pick(backend, "triton", target)
-    if picked == "triton" and target is None:
+    picked = _pick(backend, ("triton", "gluon"), target)
+    if interpreting() and picked != "reference":
+        if picked == "gluon":
+            raise UnsupportedError("Gluon has no interpreter", hint='backend="triton"')
+        picked = "triton"
+    if picked in ("triton", "gluon") and target is None:
         if not interpreting():
             raise UnsupportedError(
-                "there is no GPU here for the Triton kernel",
-                hint='gpu="a100" to look at it, TRITON_INTERPRET=1 in the environment to run it '
-                'on the CPU, or backend="reference"',
+                "there is no GPU here for the kernel",
+                hint='gpu="a100" to look at it, TRITON_INTERPRET=1 in the environment to run the '
+                'portable one on the CPU, or backend="reference"',
             )
         # The interpreter takes any configuration; an A100's default keeps it small.
         target = target_named("a100")
@@ -73,11 +78,13 @@ def build(
     return AttentionOperator(spec, target, picked, config, mode, here, tables, backward)
 
 
-def _pick(backend: str | None, own: str, target: Target | None) -> str:
+def _pick(backend: str | None, own: tuple[str, ...], target: Target | None) -> str | None:
+    """The backend that was asked for; without a GPU the reference; else None, for any."""
     if backend is None:
-        return own if target is not None else "reference"
-    if backend not in (own, "reference"):
-        raise UnsupportedError(f"this operation has no {backend!r} backend", hint=repr(own))
+        return None if target is not None else "reference"
+    if backend not in (*own, "reference"):
+        hint = " or ".join(map(repr, own))
+        raise UnsupportedError(f"this operation has no {backend!r} backend", hint=hint)
     return backend
 
 

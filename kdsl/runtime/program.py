@@ -78,7 +78,9 @@ class Program:
 
     @cached_property
     def _forward(self) -> Any:
-        return codecache.load(generate.source(self.spec))
+        hopper = self.configs[FORWARD].template == "hopper"
+        make = generate.hopper_source if hopper else generate.source
+        return codecache.load(make(self.spec))
 
     @cached_property
     def _backward(self) -> Any:

@@ -26,7 +26,7 @@ from kdsl.orders import from_json as order_from_json
 from kdsl.orders import to_json as order_to_json
 from kdsl.specs.common import DTYPES, check_length, digest, optional, positive, whole
 
-HEAD_DIMS = (64, 80, 96, 128, 256)
+HEAD_DIMS = (64, 80, 96, 128, 192, 256)
 """Head dimensions that some kernel here carries."""
 
 
@@ -36,9 +36,10 @@ class Attention:
 
     ``tokens`` for self-attention, or ``queries`` and ``keys``.  ``kv_heads`` divides ``heads``
     (grouped queries).  ``mask`` is one mask or one for each query head, ``order`` the stored order
-    in which blocks are cut (the kernel reads and writes the original order).  ``block`` is the mask
-    block (queries, keys).  ``scale`` defaults to ``head_dim ** -0.5``.  A query that sees nothing
-    gives output 0 and log-sum-exp minus infinity.
+    in which blocks are cut (the kernel reads and writes the original order; with ``stored``, q, k
+    and v arrive in stored order, as `Permute` leaves them, and the output still goes back to the
+    original one).  ``block`` is the mask block (queries, keys).  ``scale`` defaults to
+    ``head_dim ** -0.5``.  A query that sees nothing gives output 0 and log-sum-exp minus infinity.
     """
 
     tokens: Grid | int | None = None
@@ -55,6 +56,7 @@ class Attention:
     scale: float | None = None
     return_lse: bool = False
     block: tuple[int, int] = (128, 128)
+    stored: bool = False
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
@@ -78,6 +80,7 @@ class Attention:
             set_(self, "kv_heads", self.heads)
         set_(self, "mask", as_mask(self.mask))
         set_(self, "return_lse", bool(self.return_lse))
+        set_(self, "stored", bool(self.stored))
         self._check_numbers()
         self._check_orders()
         self._check_mask()
@@ -139,6 +142,14 @@ class Attention:
                 )
             if isinstance(order, PerHead) and len(order.orders) != self.heads:
                 raise SpecError(f"{what} is for {len(order.orders)} heads of {self.heads}")
+        if self.stored and isinstance(self.key_order, PerHead):
+            for first in range(0, self.heads, self.group):
+                if len(set(self.key_order.orders[first : first + self.group])) > 1:
+                    raise SpecError(
+                        f"query heads {first} to {first + self.group - 1} share keys that are "
+                        "stored in one order, and have several key orders",
+                        hint="one key order for each group of heads, or stored=False",
+                    )
 
     def _check_mask(self) -> None:
         mask = self.mask
@@ -283,13 +294,16 @@ class Attention:
             "scale": None if self.scale is None else float(self.scale).hex(),
             "return_lse": self.return_lse,
             "block": list(self.block),
+            **({"stored": True} if self.stored else {}),
         }
 
     @staticmethod
     @reading("attention spec")
     def from_json(value: Mapping[str, Any]) -> Attention:
         """The spec written by `to_json`; tables kept by digest need their values at the call."""
-        whole(value, {"op", *(f.name for f in fields(Attention))} - {"tokens"}, "attention spec")
+        names = {"op", *(f.name for f in fields(Attention))} - {"tokens"}
+        # What is only written where it is true came after the form was frozen.
+        whole({"stored": False, **value}, names, "attention spec")
         grid, order = optional(Grid.from_json), optional(order_from_json)
         held = value["mask"]
         variants = tuple(serial.from_json(e) for e in held["variants"])
@@ -308,6 +322,7 @@ class Attention:
             scale=None if value["scale"] is None else float.fromhex(value["scale"]),
             return_lse=value["return_lse"],
             block=tuple(value["block"]),
+            stored=value.get("stored", False),
         )
 
     @property
@@ -322,7 +337,7 @@ class Attention:
         orders = [self.query_order.structure, self.kv_order.structure]
         layout = self.layout.to_json() if self.layout else None
         lead = ["attention", self.dtype, self.head_dim, self.group, list(self.block), layout]
-        return digest([*lead, masks, orders, self.return_lse])
+        return digest([*lead, masks, orders, self.return_lse, *["stored"] * self.stored])
 
 
 def _moved(order: Order | None) -> Order | None:

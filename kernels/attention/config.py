@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -9,30 +10,78 @@ from kdsl.errors import ConfigError
 from kdsl.expr import Table
 from kdsl.specs import Attention
 
-SPACE: dict[str, tuple[Any, ...]] = {
+PORTABLE: dict[str, tuple[Any, ...]] = {
+    "template": ("portable",),
     "block_m": (16, 32, 64, 128),
     "block_n": (16, 32, 64, 128),
     "num_warps": (4, 8),
     "num_stages": (1, 2, 3, 4),
     "loads": ("pointer", "descriptor"),
+    "overlap": ("late",),
+    "pingpong": (False,),
+    "workers": (0,),
+    "extra_keys": (0,),
 }
-"""Choices by name; `legal` says which go together for a spec and a GPU."""
+"""Choices of the portable template by name; `legal` says which go together for a spec and a GPU."""
+
+HOPPER: dict[str, tuple[Any, ...]] = {
+    "template": ("hopper",),
+    "block_m": (64, 128),
+    "block_n": (64, 128),
+    "num_warps": (4, 8),
+    "num_stages": (1, 2, 3, 4),
+    "loads": ("descriptor",),
+    "overlap": ("late", "early"),
+    "pingpong": (False, True),
+    "workers": (0, 1, 2, 3),
+    "extra_keys": (0, 1),
+}
+"""Choices of the Hopper template."""
+
+SPACES = {"portable": PORTABLE, "hopper": HOPPER}
+OFFERED = ("portable",)
+"""What is chosen from unless somebody asks for another: `build(backend="gluon")` takes the Hopper
+template, which was compiled and modelled and has yet to be measured on a card."""
+BACKENDS = {"portable": "triton", "hopper": "gluon"}
+"""What `build(backend=...)` calls each template."""
+
+
+def space_of(templates: Iterable[str]) -> dict[str, tuple[Any, ...]]:
+    """Choices of some templates together."""
+    spaces = [SPACES[name] for name in templates]
+    return {
+        name: tuple(dict.fromkeys(choice for space in spaces for choice in space[name]))
+        for name in PORTABLE
+    }
+
 
 ARCHITECTURES = ((8, 0), (8, 6), (8, 9), (9, 0), (10, 0))
-"""Compute capabilities the template is written and compiled for."""
+"""Compute capabilities the portable template is written and compiled for."""
 
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 @dataclass(frozen=True)
 class Config:
-    """One way to run the kernel: tile of queries and keys, warps, pipeline depth, kind of loads."""
+    """One way to run a kernel: the template, its tile of queries and keys, warps, pipeline depth.
+
+    ``num_warps`` are those that compute.  The rest is the Hopper template's: ``overlap``
+    is which products run beside the softmax of a step ("late": the values' of the step before;
+    "early": also the scores' of the step after), ``pingpong`` lets the two warpgroups' products
+    take turns, ``workers`` are programs a multiprocessor that take tiles from a counter (0: one
+    program a tile), ``num_stages`` steps of values are held and ``extra_keys`` more of keys.
+    """
 
     block_m: int = 128
     block_n: int = 64
     num_warps: int = 8
     num_stages: int = 2
     loads: Literal["pointer", "descriptor"] = "pointer"
+    template: Literal["portable", "hopper"] = "portable"
+    overlap: Literal["late", "early"] = "late"
+    pingpong: bool = False
+    workers: int = 0
+    extra_keys: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The fields."""
@@ -41,12 +90,18 @@ class Config:
     @staticmethod
     def from_json(value: dict[str, Any]) -> Config:
         """A configuration from its fields; ConfigError names what is unknown."""
-        unknown = sorted(set(value) - set(SPACE))
+        unknown = sorted(set(value) - set(PORTABLE))
         if unknown:
-            raise ConfigError(f"unknown setting {unknown[0]!r}", hint=", ".join(SPACE))
+            raise ConfigError(f"unknown setting {unknown[0]!r}", hint=", ".join(PORTABLE))
+        template = value.get("template", "portable")
+        if template not in SPACES:
+            raise ConfigError(f"template={template!r}", hint=" or ".join(map(repr, SPACES)))
+        space = SPACES[template]
         for name, choice in value.items():
-            if choice not in SPACE[name]:
-                raise ConfigError(f"{name}={choice!r}", hint=f"one of {SPACE[name]}")
+            if choice not in space[name]:
+                raise ConfigError(
+                    f"{name}={choice!r} in the {template} template", hint=f"one of {space[name]}"
+                )
         return Config(**value)
 
 
@@ -66,5 +121,5 @@ def head_parts(head_dim: int) -> tuple[int, int]:
 
 
 def describable(spec: Attention) -> bool:
-    """Whether blocks are contiguous rows, as tensor descriptors need: stored order = original."""
-    return spec.query_order.is_identity and spec.kv_order.is_identity
+    """Whether blocks are contiguous rows, as tensor descriptors need."""
+    return spec.stored or (spec.query_order.is_identity and spec.kv_order.is_identity)

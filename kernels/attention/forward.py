@@ -23,6 +23,16 @@ from kdsl.kernels.attention.common import (
 
 
 @triton.jit
+def key_rows(at, keys, head, tables, BLOCK_N: tl.constexpr, STORED: tl.constexpr):
+    """Where keys and values of stored positions from `at` on lie; past the end, the last one."""
+    s = tl.minimum(at + tl.arange(0, BLOCK_N), keys - 1)
+    if STORED:
+        return s
+    else:  # noqa: RET505
+        return key_index(s, head, tables)
+
+
+@triton.jit
 def weigh(s, top, total, scale_log2):
     """Weights of new scores, and what older sums shrink by as the maximum moves."""
     new_top = tl.maximum(top, tl.max(s, 1) * scale_log2)
@@ -46,14 +56,15 @@ def attention_forward(
     heads, rows, queries, keys, scale_log2,
     GROUP: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     MASK_M: tl.constexpr, MASK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    DESCRIBED: tl.constexpr, LSE: tl.constexpr,
+    DESCRIBED: tl.constexpr, LSE: tl.constexpr, STORED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Launch with ``batch * heads * rows * (MASK_M // BLOCK_M)`` programs.
 
     ``start``, ``full``, ``partial`` hold one entry a row of mask blocks (strides list_b, list_h),
     ``index`` the columns; ``tiles`` orders ``head * rows + row``.  q, k, v are pointers, or with
-    DESCRIBED tensor descriptors over [batch, heads, tokens, D0] (and the tails over D1).
+    DESCRIBED tensor descriptors over [batch, heads, tokens, D0] (and the tails over D1).  With
+    STORED they are in stored order already; the output never is.
     """
     SPLIT_M: tl.constexpr = MASK_M // BLOCK_M
     SPLIT_N: tl.constexpr = MASK_N // BLOCK_N
@@ -81,7 +92,8 @@ def attention_forward(
         )
     else:
         q_base = q + batch.to(tl.int64) * q_b + head.to(tl.int64) * q_h
-        q0, q1 = load_rows(q_base, q_tokens, q_n, q_d, inside, D0, D1)
+        q_rows = qs if STORED else q_tokens
+        q0, q1 = load_rows(q_base, q_rows, q_n, q_d, inside, D0, D1)
         k_base = k + batch.to(tl.int64) * k_b + kv_head.to(tl.int64) * k_h
         v_base = v + batch.to(tl.int64) * v_b + kv_head.to(tl.int64) * v_h
 
@@ -96,12 +108,12 @@ def attention_forward(
     column = listed_block(columns, 0, steps, MASK_N, BLOCK_N)
     ahead = listed_block(columns, 1, steps, MASK_N, BLOCK_N)
     at = tile_start(column, 0, MASK_N, BLOCK_N)
-    k_tokens = key_index(tl.minimum(at + tl.arange(0, BLOCK_N), keys - 1), head, tables)
+    k_rows = key_rows(at, keys, head, tables, BLOCK_N, STORED)
     for i in tl.range(0, steps):
         if DESCRIBED:
             k0, k1 = load_described(k, k_tail, batch, kv_head, at, BLOCK_N, D0, D1)
         else:
-            k0, k1 = load_all_rows(k_base, k_tokens, k_n, k_d, D0, D1)
+            k0, k1 = load_all_rows(k_base, k_rows, k_n, k_d, D0, D1)
         s = tl.dot(q0, k0.T, input_precision=PRECISION)
         if D1:
             s = tl.dot(q1, k1.T, s, input_precision=PRECISION)
@@ -110,7 +122,7 @@ def attention_forward(
         if DESCRIBED:
             v0, v1 = load_described(v, v_tail, batch, kv_head, at, BLOCK_N, D0, D1)
         else:
-            v0, v1 = load_all_rows(v_base, k_tokens, v_n, v_d, D0, D1)
+            v0, v1 = load_all_rows(v_base, k_rows, v_n, v_d, D0, D1)
         p = p.to(v0.dtype)
         acc0 = tl.dot(p, v0, acc0, input_precision=PRECISION)
         if D1:
@@ -118,7 +130,7 @@ def attention_forward(
         column = ahead
         ahead = listed_block(columns, i + 2, steps, MASK_N, BLOCK_N)
         at = tile_start(column, i + 1, MASK_N, BLOCK_N)
-        k_tokens = key_index(tl.minimum(at + tl.arange(0, BLOCK_N), keys - 1), head, tables)
+        k_rows = key_rows(at, keys, head, tables, BLOCK_N, STORED)
 
     columns += n_full
     steps = n_partial * SPLIT_N
@@ -131,10 +143,11 @@ def attention_forward(
         ks = at + tl.arange(0, BLOCK_N)
         near = ks < keys
         ks = tl.minimum(ks, keys - 1)
+        k_rows = ks if STORED else k_tokens
         if DESCRIBED:
             k0, k1 = load_described(k, k_tail, batch, kv_head, at, BLOCK_N, D0, D1)
         else:
-            k0, k1 = load_rows(k_base, k_tokens, k_n, k_d, near, D0, D1)
+            k0, k1 = load_rows(k_base, k_rows, k_n, k_d, near, D0, D1)
         s = tl.dot(q0, k0.T, input_precision=PRECISION)
         if D1:
             s = tl.dot(q1, k1.T, s, input_precision=PRECISION)
@@ -148,7 +161,7 @@ def attention_forward(
         if DESCRIBED:
             v0, v1 = load_described(v, v_tail, batch, kv_head, at, BLOCK_N, D0, D1)
         else:
-            v0, v1 = load_rows(v_base, k_tokens, v_n, v_d, near, D0, D1)
+            v0, v1 = load_rows(v_base, k_rows, v_n, v_d, near, D0, D1)
         p = p.to(v0.dtype)
         acc0 = tl.dot(p, v0, acc0, input_precision=PRECISION)
         if D1:

@@ -1,4 +1,4 @@
-"""Splice generated leaves into the template."""
+"""Splice generated leaves into the templates."""
 
 from __future__ import annotations
 
@@ -12,26 +12,57 @@ from kdsl.kernels.attention import heads, tables, tiles
 from kdsl.kernels.attention.heads import grouped
 from kdsl.specs import Attention
 
-TEMPLATE = Path(__file__).parent / "forward.py"
+PORTABLE = Path(__file__).parent / "forward.py"
 COMMON = Path(__file__).parent / "common.py"
 IMPORT = re.compile(r"from kdsl\.kernels\.attention\.common import \(\n(?:    \w+,\n)+\)\n")
 BEGIN = "# --- leaves: replaced by generated functions of the same names ---\n"
 END = "# --- end of leaves ---\n"
 
+HOPPER = tuple(
+    Path(__file__).parent / "hopper" / f"{name}.py"
+    for name in ("choices", "softmax", "work", "producer", "steps", "finish", "forward")
+)
+"""The modules of the Hopper template, each after those it imports."""
+MARK = "# --- template ---\n"
+GLUON_IMPORTS = """
+from dataclasses import dataclass
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+"""
+
 
 @cache
-def template_hash(template: Path = TEMPLATE) -> str:
-    """Changes with the template, what it shares with others, and what prints leaves into it."""
+def template_hash(*templates: Path) -> str:
+    """Changes with templates (the forward's unless given), what they share, what prints leaves."""
     modules = (tables, heads, tiles, triton_source)
-    parts = (template, COMMON, Path(__file__), *(Path(str(m.__file__)) for m in modules))
+    own = templates or (PORTABLE, *HOPPER)
+    parts = (*own, COMMON, Path(__file__), *(Path(str(m.__file__)) for m in modules))
     return hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()[:16]
 
 
-def source(spec: Attention, template: Path = TEMPLATE) -> str:
+def source(spec: Attention, template: Path = PORTABLE) -> str:
     """The complete kernel file for a spec: the template, what it shares, the spec's leaves."""
     before, rest = inlined(template).split(BEGIN)
     _, after = rest.split(END)
     return before + triton_source.HELPERS + "\n\n" + leaves(spec) + after.lstrip("\n")
+
+
+def hopper_source(spec: Attention) -> str:
+    """The complete file of the Hopper template for a spec."""
+    own = triton_source.HELPERS.lstrip() + "\n\n" + leaves(spec)
+    texts = [path.read_text() for path in HOPPER]
+    head = texts[-1].split("\n\nfrom ")[0].rstrip() + "\n" + GLUON_IMPORTS
+    bodies = [text.split(MARK)[1].strip("\n") for text in texts]
+    return head + "\n" + "\n\n\n".join([triton_source.for_gluon(own).strip("\n"), *bodies]) + "\n"
 
 
 def inlined(template: Path) -> str:

@@ -1,9 +1,9 @@
-"""Run the attention template: device lists, descriptors, one launch."""
+"""Run an attention template: device lists, descriptors, one launch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from kdsl.blocks import Blocks
 from kdsl.kernels.attention import tables as leaf_tables
 from kdsl.kernels.attention.config import Config, head_parts, table_dtype
+from kdsl.kernels.attention.hopper import launch as hopper
 from kdsl.specs import Attention
 
 if TYPE_CHECKING:
@@ -29,6 +30,27 @@ class Lists:
     index: Tensor
     tiles: Tensor
     rows: int
+    counters: dict[int, Tensor] = field(default_factory=dict)
+    """By stream: 0, from which persistent programs count up to the next tile."""
+
+    prepared: dict[Any, Any] = field(default_factory=dict)
+    """Launches that were made before, by what must be equal to make one again."""
+
+    def counter(self, stream: int) -> Tensor:
+        """A counter at 0 that no launch on another stream uses at the same time.
+
+        A launch leaves its counter at 0 again, so that launches of one stream can share one.
+        Graphs may run beside each other wherever they were captured: each launch in one gets its
+        own.
+        """
+        import torch
+
+        device = self.start.device
+        if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+            return torch.zeros(1, dtype=torch.int32, device=device)
+        if stream not in self.counters:
+            self.counters[stream] = torch.zeros(1, dtype=torch.int32, device=device)
+        return self.counters[stream]
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -94,10 +116,12 @@ def launch(
     tables: tuple[Tensor, ...] = (),
     out: Tensor | None = None,
     lse: Tensor | None = None,
+    kind: Any = None,
 ) -> tuple[Tensor, Tensor]:
     """Output ``[batch, heads, queries, head_dim]`` and log-sum-exp ``[batch, heads, queries]``.
 
     ``module`` is the generated file.  The log-sum-exp is filled only if the spec asks for it.
+    Calls of one ``kind`` have tensors of equal shapes, strides and alignment, and no outputs given.
     """
     import torch
 
@@ -107,6 +131,9 @@ def launch(
     if lse is None:
         shape = (batch, heads, queries) if spec.return_lse else (1, 1, 1)
         lse = torch.empty(shape, dtype=torch.float32, device=q.device)
+    if config.template == "hopper":
+        hopper.launch(module, spec, config, held, tensors, tables, out, lse, kind)
+        return out, lse
     d0, d1 = head_parts(head_dim)
     tails: tuple[Any, ...] = (None, None, None)
     heads_of: tuple[Any, ...] = tensors
@@ -123,7 +150,7 @@ def launch(
         heads, held.rows, queries, k.shape[2], spec.softmax_scale * LOG2E,
         GROUP=spec.group, D0=d0, D1=d1, MASK_M=spec.block[0], MASK_N=spec.block[1],
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, DESCRIBED=described,
-        LSE=spec.return_lse, PRECISION="ieee",
+        LSE=spec.return_lse, STORED=spec.stored, PRECISION="ieee",
         num_warps=config.num_warps, num_stages=config.num_stages, enable_fp_fusion=True,
     )  # fmt: skip
     return out, lse
@@ -134,12 +161,12 @@ def fitting(config: Config, tensors: tuple[Tensor, ...]) -> Config:
 
     A descriptor wants a contiguous last axis, and addresses and strides in units of 16 bytes.
     """
-    if config.loads == "descriptor":
-        for x in tensors:
-            steps = [n * x.element_size() for n in x.stride()[:-1]]
-            if x.stride(-1) != 1 or x.data_ptr() % 16 or any(n % 16 or n <= 0 for n in steps):
-                return replace(config, loads="pointer")
-    return config
+    if config.loads == "pointer" or hopper.describable_tensors(tensors):
+        return config
+    if config.template == "portable":
+        return replace(config, loads="pointer")
+    m = min(config.block_m, 64)
+    return Config(m, min(config.block_n, 64), 4, 2)
 
 
 def describe(

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kdsl.kernels.attention.config import Config, describable
+from kdsl.kernels.attention.hopper import config as hopper
 from kdsl.specs import Attention
 from kdsl.targets import Target
 
@@ -32,6 +33,7 @@ def facts(
 
 def preferences(spec: Attention, target: Target, partial_share: float) -> Iterator[Config]:
     """Configurations from the most to the least wanted; the last ones fit almost anything."""
+    yield from hopper.preferences(spec)
     if spec.dtype != "float32":
         if target.capability[0] in (9, 10):
             yield from _hopper(spec, partial_share)

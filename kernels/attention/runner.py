@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +39,10 @@ class Sample:
     mask: Tensor
     targets: Tensor
     """A key for each query, by turns the last or first one it sees and one it just does not."""
+    q_at: Tensor
+    """Where the queries lie in q."""
+    k_at: Tensor
+    """Where each original key lies in k and v."""
 
 
 class AttentionRunner:
@@ -55,7 +60,8 @@ class AttentionRunner:
 
         spec, batch = tunable.spec, tunable.batch
         assert tunable.blocks is not None, "every table needs values"
-        self.spec, self.module = spec, load(tunable.source)
+        self.spec = spec
+        self.module_of = cache(lambda template: load(tunable.source_of(template)))
         self.lists = launch.lists(tunable.blocks, spec.heads, device)
         self.tables = launch.table_tensors(spec, tunable.tables, device)
         dtype = getattr(torch, spec.dtype)
@@ -81,8 +87,8 @@ class AttentionRunner:
         self.k.random_(0, 2, generator=self.generator).mul_(2).sub_(1)
         length = PEAK / (self.spec.head_dim * self.spec.softmax_scale)
         for s in self.samples:
-            keys = self.k[s.batch, s.head // self.spec.group]
-            self.q[s.batch, s.head, s.rows] = keys[s.targets] * length
+            keys = self.k[s.batch, s.head // self.spec.group, s.k_at]
+            self.q[s.batch, s.head, s.q_at] = keys[s.targets] * length
 
     def poison(self) -> None:
         """NaN into every output."""
@@ -94,7 +100,14 @@ class AttentionRunner:
         config = Config.from_json(dict(params))
         tensors = (self.q, self.k, self.v)
         launch.launch(
-            self.module, self.spec, config, self.lists, tensors, self.tables, self.out, self.lse
+            self.module_of(config.template),
+            self.spec,
+            config,
+            self.lists,
+            tensors,
+            self.tables,
+            self.out,
+            self.lse,
         )
 
     def check(self) -> Check:
@@ -120,7 +133,8 @@ class AttentionRunner:
     def _truth(self, s: Sample) -> tuple[Tensor, Tensor]:
         """Output and log-sum-exp of a sample in float64."""
         kv = s.head // self.spec.group
-        q, k, v = self.q[s.batch, s.head, s.rows], self.k[s.batch, kv], self.v[s.batch, kv]
+        q, k, v = self.q[s.batch, s.head, s.q_at], self.k[s.batch, kv], self.v[s.batch, kv]
+        k, v = k[s.k_at], v[s.k_at]
         score = (q.double() @ k.double().T) * self.spec.softmax_scale
         score.masked_fill_(~s.mask, -math.inf)
         weight = score.softmax(-1).nan_to_num()  # a query that sees nothing
@@ -149,8 +163,13 @@ def _samples(tunable: AttentionTunable, device: Any) -> list[Sample]:
         batch = number % tunable.batch
         rows = sampled_rows(rng, spec.query_grid.tokens, spec.block[0])
         mask = seen(spec, head, batch, tunable.tables, rows)
+        q_at, k_at = rows, np.arange(spec.key_grid.tokens)
+        if spec.stored:
+            q_order, k_order = (head_order(o, head) for o in (spec.query_order, spec.kv_order))
+            q_at = q_order.inverse_index(tunable.tables)[rows]
+            k_at = k_order.inverse_index(tunable.tables)
         targets = np.array([border_target(rng, m, bool(i % 2)) for i, m in enumerate(mask)])
-        arrays = (torch.from_numpy(x).to(device) for x in (rows, mask, targets))
+        arrays = (torch.from_numpy(x).to(device) for x in (rows, mask, targets, q_at, k_at))
         out.append(Sample(batch, head, *arrays))
     return out
 

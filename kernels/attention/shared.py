@@ -79,6 +79,8 @@ def _mma(spec: Attention, config: Config, tiles: Tiles) -> int:
     m, stages = config.block_m, config.num_stages
     # Rows split over warps for one product and columns for the other: P changes hands.
     p = tiles.p if (m == 16 and stages > 1) or (not tail and m < spec.head_dim) else 0
+    if tail > 32 and m < tail:
+        p += tiles.p
     # Maxima of rows that several warps share.
     p += 16 if m == 16 else 0
     if config.loads == "pointer":

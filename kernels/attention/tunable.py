@@ -11,18 +11,18 @@ import numpy.typing as npt
 
 from kdsl.blocks import Blocks
 from kdsl.errors import ConfigError
-from kdsl.kernels.attention import generate
-from kdsl.kernels.attention import tables as leaf_tables
+from kdsl.kernels.attention import generate, portable
 from kdsl.kernels.attention.config import (
     ARCHITECTURES,
+    BACKENDS,
     ITEM_BYTES,
-    SPACE,
+    OFFERED,
     Config,
-    describable,
-    head_parts,
-    table_dtype,
+    space_of,
 )
 from kdsl.kernels.attention.distilled import distilled
+from kdsl.kernels.attention.hopper import config as hopper
+from kdsl.kernels.attention.portable import accumulators
 from kdsl.kernels.attention.rule import facts, preferences
 from kdsl.kernels.attention.shared import shared_bytes
 from kdsl.specs import Attention
@@ -40,6 +40,7 @@ class AttentionTunable:
     """One attention spec with the values of its tables: what the tuner and the builder ask.
 
     ``tables`` gives the open tables, or a sample of them: the mask that a choice is made for.
+    ``templates`` are those that may be chosen.
     """
 
     op: str = "attention"
@@ -50,8 +51,9 @@ class AttentionTunable:
         spec: Attention,
         tables: Mapping[str, npt.NDArray[Any]] | None = None,
         batch: int = 1,
+        templates: tuple[str, ...] = OFFERED,
     ) -> None:
-        self.spec, self.tables, self.batch = spec, tables, batch
+        self.spec, self.tables, self.batch, self.templates = spec, tables, batch, templates
 
     @cached_property
     def blocks(self) -> Blocks | None:
@@ -61,8 +63,8 @@ class AttentionTunable:
 
     def space(self, target: Target) -> dict[str, tuple[Any, ...]]:
         """Choices by name."""
-        del target
-        return dict(SPACE)
+        here = [t for t in self.templates if t != "hopper" or target.capability == (9, 0)]
+        return space_of(here or self.templates)
 
     def legal(self, params: Mapping[str, Any], target: Target) -> str | None:
         """Why a choice cannot run, or None."""
@@ -70,25 +72,12 @@ class AttentionTunable:
             config = Config.from_json(dict(params))
         except ConfigError as error:
             return str(error)
-        problem = tile_problem(self.spec, config, target) or narrow_problem(self.spec, config)
-        if problem:
-            return problem
-        each = config.block_m * config.block_n // (config.num_warps * 32)
-        single = self.spec.dtype == "float32"
-        if config.num_warps > 4 and each < (4 if single else 8):
-            return "too many warps for the tile"
-        # Without tensor cores the products are unrolled: beyond this compilation takes minutes and
-        # most of a tile lies in local memory.
-        if single and each * self.spec.head_dim > 1024:
-            return f"{each * self.spec.head_dim} multiply-adds a thread and product, 1024 at most"
-        # Accumulators alone: beyond this they spill far and wide, and compile for minutes.
-        held = accumulators(self.spec, config)
-        if held > 256:
-            return f"{held} accumulator registers a thread"
-        need = shared_bytes(self.spec, config, target)
-        if need > target.smem_optin:
-            return f"{need} bytes of shared memory, {target.name} has {target.smem_optin}"
-        return None
+        if config.template not in self.templates:
+            return (
+                f'the {config.template} template is for backend="{BACKENDS[config.template]}" alone'
+            )
+        by_template = {"portable": portable.legal, "hopper": hopper.legal}
+        return by_template[config.template](self.spec, config, target)
 
     def default(self, target: Target) -> dict[str, Any]:
         """A good choice without any measurement: legal on this target for this spec."""
@@ -100,17 +89,21 @@ class AttentionTunable:
     def written_default(self, target: Target) -> dict[str, Any]:
         """The default of the written rule alone: what distilled ones are compared with."""
         share = self.statistics().get("partial_share", 0.0)
+        reason = None
         for config in preferences(self.spec, target, share):
-            if self._fits(config, target):
+            if config.template not in self.templates:
+                continue
+            reason = self.legal(config.to_json(), target)
+            if reason is None:
                 return config.to_json()
-        raise ConfigError(f"no configuration fits {target.name}", where=repr(self.spec)[:200])
+        raise ConfigError(
+            f"no configuration fits {target.name}{f': {reason}' if reason else ''}",
+            where=repr(self.spec)[:200],
+        )
 
     def facts(self, target: Target) -> dict[str, Any]:
         """What rules may ask."""
         return facts(self.spec, target, self.sizes(), self.statistics())
-
-    def _fits(self, config: Config, target: Target) -> bool:
-        return self.legal(config.to_json(), target) is None
 
     def work(self, params: Mapping[str, Any], target: Target) -> Work:
         """Counts of one call with these rows of blocks; a dense mask where they are unknown."""
@@ -132,23 +125,35 @@ class AttentionTunable:
         q_rows = self.batch * spec.heads * queries
         k_rows = self.batch * spec.group_heads * keys
         useful = 4.0 * spec.block[0] * spec.block[1] * spec.head_dim * float(counts.sum())
-        held = accumulators(spec, config)
+        registers = accumulators(spec, config) + OTHER_REGISTERS
+        if config.template == "hopper":
+            registers = hopper.resources(config).at_launch
         return Work(
             flop=float(steps.sum()) * step_flop,
             useful_flop=useful * self.batch / counts.shape[0],
             bytes=float((2 * q_rows + 2 * k_rows) * spec.head_dim * item),
             unit=spec.dtype,
-            programs=len(steps),
-            threads=config.num_warps * 32,
-            shared_bytes=shared_bytes(spec, config, target),
+            programs=min(len(steps), config.workers * target.sms or len(steps)),
+            threads=self._threads(config),
+            shared_bytes=self.shared_bytes(config, target),
             steps=steps,
             step_flop=step_flop,
             step_bytes=2.0 * config.block_n * spec.head_dim * item,
             step_exp=float(config.block_m * config.block_n),
             partial=self._partial_share,
-            registers=min(held + OTHER_REGISTERS, 255),
-            spill_bytes=4 * max(held + OTHER_REGISTERS - 255, 0),
+            registers=min(registers, 255),
+            spill_bytes=4 * max(registers - 255, 0),
         )
+
+    def _threads(self, config: Config) -> int:
+        """Threads of a program: a producer warp comes with three idle ones."""
+        return config.num_warps * 32 + (128 if config.template == "hopper" else 0)
+
+    def shared_bytes(self, config: Config, target: Target) -> int:
+        """Bytes that a program asks for: never below the compiler's figure, at most 10 % above."""
+        if config.template == "hopper":
+            return hopper.shared_bytes(self.spec, config)
+        return shared_bytes(self.spec, config, target)
 
     @cached_property
     def _partial_share(self) -> float:
@@ -156,14 +161,35 @@ class AttentionTunable:
 
     @cached_property
     def source(self) -> str:
-        """The complete generated kernel file."""
+        """The complete generated file of the portable template."""
+        return self.source_of("portable")
+
+    def source_of(self, template: str) -> str:
+        """The complete generated file of a template."""
+        if template == "hopper":
+            return generate.hopper_source(self.spec)
         return generate.source(self.spec)
 
     def ahead_of_time(self, params: Mapping[str, Any], target: Target) -> AheadOfTime:
         """What to hand to the compiler for a GPU that need not be there."""
         del target
         config = Config.from_json(dict(params))
-        return describe_compile(self.spec, config, self.source, self._integers())
+        source = self.source_of(config.template)
+        if config.template == "hopper":
+            return hopper.ahead_of_time(self.spec, config, source, self._sizes_of_call(config))
+        return portable.ahead_of_time(self.spec, config, source, self._integers())
+
+    def _sizes_of_call(self, config: Config) -> dict[str, int | None]:
+        """Integer arguments of the Hopper template."""
+        held = self._integers()
+        wanted = ("list_b", "list_h", "heads", "rows", "queries", "keys")
+        split = self.spec.block[0] // config.block_m
+        rows = -(-self.spec.query_grid.tokens // self.spec.block[0])
+        strides = {name: held[name] for name in ("o_b", "o_h", "o_n")}
+        if hopper.stores_by_descriptor(self.spec):
+            strides = dict.fromkeys(strides, 0)
+        total = self.batch * self.spec.heads * rows * split
+        return {**strides, **{name: held[name] for name in wanted}, "total": total}
 
     def _integers(self) -> dict[str, int | None]:
         """Integer arguments of a call with contiguous tensors; None where they are not known."""
@@ -213,88 +239,3 @@ class AttentionTunable:
     def statistics(self) -> Mapping[str, float]:
         """Mask statistics; empty while a table is unknown."""
         return {} if self.blocks is None else self.blocks.statistics()
-
-
-def tile_problem(spec: Attention, config: Config, target: Target) -> str | None:
-    """Why tiles or loads do not go with a spec and a GPU, or None."""
-    if target.capability < min(ARCHITECTURES):
-        return f"{target.name} is below compute capability 8.0"
-    block_q, block_k = spec.block
-    if block_q % config.block_m or block_k % config.block_n:
-        tile = f"{config.block_m} x {config.block_n}"
-        return f"tiles of {tile} do not divide blocks of {block_q} x {block_k}"
-    if config.loads == "descriptor":
-        if target.capability < (9, 0):
-            return f"{target.name} has no tensor descriptors"
-        if not describable(spec):
-            return "tensor descriptors need the original order"
-        if spec.dtype == "float32":
-            return "tensor descriptors are for 16-bit products, which read shared memory"
-    return None
-
-
-def narrow_problem(spec: Attention, config: Config) -> str | None:
-    """Why a narrow tile does not go with the spec's blocks, or None."""
-    for side, block in zip((config.block_m, config.block_n), spec.block, strict=True):
-        if side == 16 < block:
-            return f"a tile side of 16 is for mask blocks of 16 alone, this one is {block}"
-    return None
-
-
-def accumulators(spec: Attention, config: Config) -> int:
-    """Registers of a thread that hold the scores of a step and the output."""
-    columns = sum(head_parts(spec.head_dim)) + config.block_n
-    return config.block_m * columns // (config.num_warps * 32)
-
-
-def describe_compile(
-    spec: Attention, config: Config, source: str, integers: Mapping[str, int | None]
-) -> AheadOfTime:
-    """The kernel's types and constants, as a call with aligned, contiguous tensors gives them.
-
-    Triton makes a constant of an integer that is 1, and notes which ones are multiples of 16.
-    """
-    short = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[spec.dtype]
-    d0, d1 = head_parts(spec.head_dim)
-    described = config.loads == "descriptor"
-    constants: dict[Any, Any] = {
-        "GROUP": spec.group,
-        "D0": d0,
-        "D1": d1,
-        "MASK_M": spec.block[0],
-        "MASK_N": spec.block[1],
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "DESCRIBED": described,
-        "LSE": spec.return_lse,
-        "PRECISION": "ieee",
-    }
-    signature: dict[str, Any] = {"o": f"*{short}", "lse": "*fp32"}
-    divisible: list[Any] = ["o", "lse"]
-    rows = {"q": config.block_m, "k": config.block_n, "v": config.block_n}
-    for name, n in rows.items():
-        signature[name] = f"tensordesc<{short}[1, 1, {n}, {d0}]>" if described else f"*{short}"
-        if described and d1:
-            signature[f"{name}_tail"] = f"tensordesc<{short}[1, 1, {n}, {d1}]>"
-        else:
-            constants[f"{name}_tail"] = None
-        divisible += [] if described else [name]
-    for name in ("start", "full", "partial", "index", "tiles"):
-        signature[name] = "*i32"
-        divisible.append(name)
-    types = {"int32": "*i32", "int16": "*i16", "uint8": "*u8", "int8": "*i8"}
-    held = leaf_tables.tables(spec)
-    signature["tables"] = tuple(types[table_dtype(t)] for t in held)
-    divisible += [("tables", i) for i in range(len(held))]
-    for name in "qkvo":
-        constants[f"{name}_d"] = 1
-    for name, value in integers.items():
-        if value == 1:
-            constants[name] = 1
-            continue
-        signature[name] = "i32" if value is None or value < 2**31 else "i64"
-        if value is not None and value % 16 == 0:
-            divisible.append(name)
-    signature["scale_log2"] = "fp32"
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    return AheadOfTime(source, "attention_forward", signature, constants, tuple(divisible), options)

@@ -30,7 +30,7 @@ Params = Mapping[str, Any]
 
 
 def small_spec(block: int = 64, tokens: int = 256) -> Attention:
-    """Attention with 28 legal configurations on an A100 and 56 on an H100 (blocks of 64)."""
+    """Attention with 28 legal configurations on an A100 and 92 on an H100 (blocks of 64)."""
     return Attention(
         tokens=tokens,
         heads=2,
@@ -49,7 +49,27 @@ def small_job(block: int = 64) -> Job:
 def params_of(what: AheadOfTime) -> dict[str, Any]:
     """The configuration that a compile job came from."""
     constants = what.constants
+    if "CONSUMERS" in constants:
+        consumers, stages = constants["CONSUMERS"], constants["V_STAGES"]
+        workers = 3 if what.options["maxnreg"] == 80 else 3 - consumers
+        return {
+            "template": "hopper",
+            "block_m": 64 * consumers,
+            "block_n": constants["BLOCK_N"],
+            "num_warps": 4 * consumers,
+            "num_stages": stages,
+            "loads": "descriptor",
+            "overlap": "early" if constants["EARLY"] else "late",
+            "pingpong": constants["PINGPONG"],
+            "workers": workers if constants["PERSISTENT"] else 0,
+            "extra_keys": constants["K_STAGES"] - stages,
+        }
     return {
+        "template": "portable",
+        "overlap": "late",
+        "pingpong": False,
+        "workers": 0,
+        "extra_keys": 0,
         "block_m": constants["BLOCK_M"],
         "block_n": constants["BLOCK_N"],
         "num_warps": what.options["num_warps"],

@@ -14,7 +14,7 @@ from kdsl import masks, orders
 from kdsl.expr import Table
 from kdsl.grid import Grid
 from kdsl.masks import Mask
-from kdsl.orders import Order
+from kdsl.orders import Order, PerHead
 from kdsl.specs import HEAD_DIMS, Attention
 from tests.strategies import Scope, grids, late_orders, order_of, truth
 
@@ -200,23 +200,33 @@ def cases(
     draw: Callable[[Any], Any],
     dtypes: Sequence[str] = ("float16", "float32"),
     head_dims: Sequence[int] = HEAD_DIMS,
+    blocks: Sequence[tuple[int, int]] = BLOCKS,
+    tokens: int = TOKENS,
+    in_place: bool = True,
 ) -> Case:
-    """Specs over masks, orders, ragged sizes, grouped heads, head dimensions and dtypes."""
+    """Specs over masks, orders, ragged sizes, grouped heads, head dimensions and dtypes.
+
+    Without ``in_place`` whatever has an order is stored in it.
+    """
     d = Drawn(draw)
-    queries = d.draw(grids(TOKENS))
+    queries = d.draw(grids(tokens))
     keys = queries if d.one_of(True, True, False) else d.other_keys(queries)
-    block = d.one_of(*BLOCKS)
+    block = d.one_of(*blocks)
     order = d.order(queries)
     key_order = None
     if keys != queries or d.one_of(False, False, False, True):
         key_order = d.order(keys)
     # A block map speaks of one stored order, the queries'.
     d.maps = key_order is None
+    groups = [n for n in range(1, d.heads + 1) if d.heads % n == 0]
+    # Heads that share stored keys have one key order.
+    stored = d.one_of(False, False, True) or (not in_place and (order or key_order) is not None)
+    by_head = any(isinstance(o, PerHead) for o in (order, key_order))
     spec = Attention(
         queries=queries,
         keys=keys,
         heads=d.heads,
-        kv_heads=d.one_of(*(n for n in range(1, d.heads + 1) if d.heads % n == 0)),
+        kv_heads=d.heads if stored and by_head else d.one_of(*groups),
         head_dim=d.one_of(*head_dims),
         dtype=d.one_of(*dtypes),
         mask=d.mask(queries, keys, order, block),
@@ -225,6 +235,7 @@ def cases(
         scale=d.one_of(None, None, 0.05, 0.4),
         return_lse=d.one_of(True, True, False),
         block=block,
+        stored=stored,
     )
     # Names that the spec's simplification dropped are no tables of the spec.
     wanted = {t.name for t in spec.open_tables}

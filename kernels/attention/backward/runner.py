@@ -220,6 +220,7 @@ def _samples(tunable: BackwardTunable, device: Any) -> list[Sample]:
         else:
             sees = seen(spec, head, batch, tunable.tables, lines)
         targets = np.array([border_target(rng, m, bool(i % 2)) for i, m in enumerate(sees)])
-        arrays = (lines, np.ascontiguousarray(sees), targets)
+        others = np.arange(sees.shape[1])
+        arrays = (lines, np.ascontiguousarray(sees), targets, lines, others)
         out.append(Sample(batch, head, *(torch.from_numpy(x).to(device) for x in arrays)))
     return out

@@ -18,12 +18,8 @@ from kdsl.kernels.attention.backward.launch import TEMPLATE, summed
 from kdsl.kernels.attention.backward.rule import preferences
 from kdsl.kernels.attention.backward.shared import shared_bytes
 from kdsl.kernels.attention.config import ITEM_BYTES, Config
-from kdsl.kernels.attention.tunable import (
-    OTHER_REGISTERS,
-    AttentionTunable,
-    narrow_problem,
-    tile_problem,
-)
+from kdsl.kernels.attention.portable import narrow_problem, tile_problem
+from kdsl.kernels.attention.tunable import OTHER_REGISTERS, AttentionTunable
 from kdsl.specs import Attention
 from kdsl.targets import Target
 from kdsl.work import AheadOfTime, Work
@@ -63,6 +59,8 @@ class BackwardTunable(AttentionTunable):
             config = Config.from_json(dict(params))
         except ConfigError as error:
             return str(error)
+        if self.spec.stored:
+            return "tensors in stored order have no gradients yet"
         problem = tile_problem(self.spec, config, target) or self._problem(config)
         if problem:
             return problem

@@ -235,7 +235,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     "head_dim": (
         lambda: attention(head_dim=72),
         "no attention kernel has head_dim=72\n"
-        "  try one of 64, 80, 96, 128, 256; zero-pad the last axis up to one",
+        "  try one of 64, 80, 96, 128, 192, 256; zero-pad the last axis up to one",
     ),
     "dtype": (
         lambda: attention(dtype="int8"),

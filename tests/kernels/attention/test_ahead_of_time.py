@@ -27,6 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime import driver
 from kdsl import Attention, Grid, masks, orders, targets, workloads
+from kdsl.kernels.attention.tunable import AttentionTunable
 from kdsl.runtime import codecache
 from kdsl.runtime.aot import compile_for
 from kdsl.runtime.tunables import tunable_for
@@ -74,16 +75,21 @@ for gpu, name, change, op in CASES:
         "orders": lambda: Attention(tokens=grid, heads=4, kv_heads=2, head_dim=64,
                                     order=[orders.axes(grid, n) for n in ("HWF", "FHW") * 2],
                                     block=(32, 32)),
+        "stored": lambda: Attention(tokens=grid, heads=4, kv_heads=2, head_dim=96, stored=True,
+                                    mask=masks.window(grid, (1, 3, 3)), block=(128, 128),
+                                    order=orders.axes(grid, "HWF"), return_lse=True),
         "table": lambda: Attention(tokens=256, heads=2, head_dim=64, block=(64, 64),
                                    mask=masks.blocks("plan", block=(64, 64))),
     }[name]()
     tables = {t.name: np.ones(t.shape, np.uint8) for t in spec.open_tables}
     tunable = tunable_for(spec, tables, op=op)
+    if change.get("template") == "hopper":
+        tunable = AttentionTunable(spec, tables, templates=("hopper",))
     params = {**tunable.default(TARGET), **change}
     assert tunable.legal(params, TARGET) is None
     runner = tunable.make_runner("cpu", codecache.load)
-    module = codecache.load(tunable.source)
-    getattr(module, tunable.ahead_of_time(params, TARGET).entry).device_caches.clear()
+    described = tunable.ahead_of_time(params, TARGET)
+    getattr(codecache.load(described.source), described.entry).device_caches.clear()
     out.append([key_of(lambda: runner.run(params)),
                 key_of(lambda: compile_for(tunable, params, TARGET))])
 print(json.dumps(out))
@@ -97,6 +103,10 @@ FORWARD = [
     ("h100", "plain", {"loads": "descriptor"}),
     ("h100", "one head", {"loads": "descriptor"}),
     ("h100", "table", {"loads": "pointer"}),
+    ("h100", "plain", {"template": "hopper"}),
+    ("h100", "one head", {"template": "hopper"}),
+    ("h100", "table", {"template": "hopper", "workers": 0}),
+    ("h100", "stored", {"template": "hopper"}),
 ]
 BACKWARD = [
     ("a100", "plain", {}),
@@ -112,7 +122,7 @@ CASES = [(*case, "") for case in FORWARD] + [
 
 def test_a_launch_finds_the_kernel_in_the_disk_cache() -> None:
     """Source, options and compiler of both ways have equal keys: for pointers and descriptors,
-    integers that are 1 or multiples of 16, grouped heads and tables, forward and backward."""
+    integers that are 1 or multiples of 16, grouped heads and tables, in every template."""
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(CASES)],
         cwd=ROOT, capture_output=True, text=True, check=False,

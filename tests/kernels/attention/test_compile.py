@@ -14,8 +14,7 @@ from kdsl import masks, orders, targets
 from kdsl.errors import ConfigError
 from kdsl.expr import Table
 from kdsl.grid import Grid
-from kdsl.kernels.attention.config import ARCHITECTURES, Config
-from kdsl.kernels.attention.shared import shared_bytes
+from kdsl.kernels.attention.config import ARCHITECTURES, SPACES, Config
 from kdsl.kernels.attention.tunable import AttentionTunable
 from kdsl.runtime.aot import compile_for
 from kdsl.runtime.compiled import Compiled
@@ -57,9 +56,8 @@ def specs() -> Iterator[Attention]:
 def legal(target: Target) -> list[tuple[Attention, Config]]:
     """Every legal pair of a spec above and a configuration, stages and warps included."""
     out = []
-    for spec in specs():
-        tunable = AttentionTunable(spec)
-        space = tunable.space(target)
+    for spec, template in itertools.product(specs(), SPACES):
+        tunable, space = AttentionTunable(spec, templates=(template,)), SPACES[template]
         for values in itertools.product(*space.values()):
             params = dict(zip(space, values, strict=True))
             if tunable.legal(params, target) is None:
@@ -69,8 +67,9 @@ def legal(target: Target) -> list[tuple[Attention, Config]]:
 
 def check(spec: Attention, config: Config, target: Target) -> Compiled:
     """Compile; the announced shared memory is never too little and at most a tenth too much."""
-    made = compile_for(AttentionTunable(spec), config.to_json(), target)
-    said = shared_bytes(spec, config, target)
+    tunable = AttentionTunable(spec, templates=(config.template,))
+    made = compile_for(tunable, config.to_json(), target)
+    said = tunable.shared_bytes(config, target)
     about = f"{spec!r}\n{config}\n{target.name}: announced {said}, taken {made.shared_bytes}"
     assert said >= made.shared_bytes, about
     assert said <= 1.1 * made.shared_bytes, about
@@ -117,8 +116,11 @@ def test_defaults_hardly_spill(head_dim: int) -> None:
 def test_no_gpu_is_too_old_in_silence() -> None:
     """Below the oldest architecture nothing is legal, and the reason says so."""
     turing = replace(targets.get("a100"), name="t4", capability=(7, 5))
-    tunable = AttentionTunable(Attention(tokens=64, heads=1, head_dim=64))
+    spec = Attention(tokens=64, heads=1, head_dim=64)
+    tunable = AttentionTunable(spec, templates=tuple(SPACES))
     assert tunable.legal(Config().to_json(), turing) == "t4 is below compute capability 8.0"
+    hopper = Config(128, 128, 8, 2, "descriptor", "hopper", workers=1).to_json()
+    assert "9.0, not t4's" in str(tunable.legal(hopper, turing))
     with pytest.raises(ConfigError, match="no configuration fits t4"):
         tunable.default(turing)
 
