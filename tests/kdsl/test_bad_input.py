@@ -22,6 +22,7 @@ from kdsl.autotune.store import Store
 from kdsl.errors import InputError, KdslError, SpecError, StoreError, UnsupportedError
 from kdsl.reference.attention import attention as truth
 from kdsl.runtime import arrays, builder, codecache
+from kdsl.specs import HEAD_DIMS
 
 VIDEO, OTHER = Grid(frames=3, height=4, width=5), Grid(frames=3, height=5, width=4)
 SHAPE = (1, 2, 60, 64)
@@ -57,7 +58,7 @@ WRITTEN: dict[str, tuple[Callable[[], object], str, str]] = {
     "a head_dim that no kernel has": (
         lambda: spec(head_dim=72),
         "no attention kernel has head_dim=72",
-        "one of 64, 80, 96, 128, 256",
+        f"one of {', '.join(map(str, HEAD_DIMS))}",
     ),
     "an order that is no bijection: the first duplicate": (
         lambda: orders.table([4, 2, 0, 2, 0]),
