@@ -80,6 +80,13 @@ class Head:
             return q, k, v
         return q[self.query_position], k[self.key_position], v[self.key_position]
 
+    @property
+    def places(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Where original query and key tokens stand in the inputs."""
+        if self.spec.stored:
+            return self.query_position, self.key_position
+        return np.arange(self.spec.query_grid.tokens), self.keys
+
     def mask(self, queries: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         """Which keys some queries see, ``[queries, keys]``."""
         return self.spec.element_mask.dense(

@@ -33,7 +33,8 @@ def attention_backward(
 
     ``dout`` is ``[batch, heads, queries, head_dim]``, ``dlse`` (of the natural log-sum-exp, if it
     was used) ``[batch, heads, queries]``; arrays or torch tensors.  The gradients of a key head are
-    the sum over the query heads that share it.
+    the sum over the query heads that share it.  With ``spec.stored`` inputs and their gradients are
+    in stored order, ``dout`` and ``dlse`` in the original one.
 
     A query that sees nothing has gradient 0 and gives none.  All products run over the pairs of
     visited mask blocks, hidden pairs with weight zero: a NaN or infinity in an input or in ``dout``
@@ -46,16 +47,18 @@ def attention_backward(
     for b in range(q.shape[0]):
         for h in range(q.shape[1]):
             head, g = Head(spec, h, b, tables), h // spec.group
+            queries, keys, values = head.original(q[b, h], k[b, g], v[b, g])
+            q_at, k_at = head.places
             step = max(ROWS // max(k.shape[2], 1), 1)
             for at in range(0, q.shape[2], step):
                 rows = np.arange(at, min(at + step, q.shape[2]))
                 sees = head.mask(rows)
                 visited = None if finite else head.visited(rows)
-                arrays = (q[b, h, rows], k[b, g], v[b, g], dout[b, h, rows], slope[b, h, rows])
+                arrays = (queries[rows], keys, values, dout[b, h, rows], slope[b, h, rows])
                 made = _slice(spec.softmax_scale, *arrays, sees, visited)
-                dq[b, h, rows] = made[0]
-                dk[b, g] += made[1]
-                dv[b, g] += made[2]
+                dq[b, h, q_at[rows]] = made[0]
+                dk[b, g, k_at] += made[1]
+                dv[b, g, k_at] += made[2]
     return dq, dk, dv
 
 

@@ -127,7 +127,9 @@ def _fit(lessons: Sequence[Lesson], physics: Physics, memo: Spans) -> tuple[floa
             excess.append(math.log(s.us / bound))
             weights.append(1.0 / len(lesson.samples))
             owners.append(number)
-    names = sorted({name for row in rows for name in row if name not in LEVEL})
+    every = sorted({name for row in rows for name in row if name not in LEVEL})
+    # What never varies would share the intercept's part, and be shrunk where that is not.
+    names = [name for name in every if len({row.get(name, 0.0) for row in rows}) > 1]
     x = np.array([[row.get(name, 0.0) for name in names] for row in rows])
     y, w = np.array(excess), np.array(weights)
     w *= len(w) / w.sum()

@@ -118,7 +118,7 @@ def run_on_gpu(op: AttentionOperator, what: Described) -> tuple[Check, Cost]:
     want, _ = attention(op.spec, q, k, v, op.fixed, rows=rows)
     got = out[:, :, torch.from_numpy(rows).to(out.device)].double().cpu().numpy()
     error = float(np.linalg.norm(got - want) / np.linalg.norm(want))
-    # bfloat16 rounds weights, products and outputs to half of 2**-8.
+    # bfloat16 rounds weights, products and outputs by up to 2**-8 of their size.
     check = Check(
         "the whole clip, 256 queries a head", torch.cuda.get_device_name(), error, 4 * 2**-8
     )

@@ -19,7 +19,8 @@ from kdsl.kernels.attention.config import BACKENDS, OFFERED, Config
 from kdsl.kernels.attention.tunable import AttentionTunable
 from kdsl.reference.attention import attention as reference_attention
 from kdsl.runtime import codecache
-from kdsl.runtime.arrays import like, say_once, uploaded, without_modes
+from kdsl.runtime.arrays import like, say_once, uploaded
+from kdsl.runtime.bound import Bound, remember
 from kdsl.runtime.calibration import CostModel
 from kdsl.runtime.checks import check_finite, check_tensors
 from kdsl.runtime.choice import Choice, choose, settle
@@ -32,65 +33,6 @@ from kdsl.targets import get as target_named
 
 KEPT_CALLS = 64
 """Kinds of tensors that an operator remembers to have checked."""
-KEPT_BINDINGS = 8
-"""Values of open tables, batch sizes and devices whose rows of blocks an operator remembers."""
-
-
-class Bound:
-    """Rows of blocks for given table values, and their copies on devices."""
-
-    def __init__(
-        self,
-        spec: Attention,
-        tables: dict[str, npt.NDArray[Any]],
-        batch: int,
-        templates: tuple[str, ...],
-    ) -> None:
-        self.tables, self.tunable = tables, AttentionTunable(spec, tables, batch, templates)
-        self.on_device: OrderedDict[Any, tuple[Any, tuple[Any, ...]]] = OrderedDict()
-        self.as_operands: OrderedDict[Any, tuple[list[Any], list[Any]]] = OrderedDict()
-
-    @property
-    def blocks(self) -> Blocks:
-        """Rows of full and partial blocks."""
-        assert self.tunable.blocks is not None
-        return self.tunable.blocks
-
-    def upload(self, device: Any) -> tuple[Any, tuple[Any, ...]]:
-        """(lists, tables) on a device; made once."""
-        from kdsl.kernels.attention import launch
-
-        if device not in self.on_device:
-            spec = self.tunable.spec
-            lists = launch.lists(self.blocks, spec.heads, device)
-            made = lists, launch.table_tensors(spec, self.tables, device)
-            _remember(self.on_device, device, made)
-        return self.on_device[device]
-
-    def operands(self, device: Any, inverted: bool) -> tuple[list[Any], list[Any]]:
-        """(lists, tables) as a `Program` on kernels takes them; made once."""
-        from kdsl.kernels.attention.backward import launch
-
-        key = (device, inverted)
-        if key not in self.as_operands:
-            with without_modes():
-                held, tables = self.upload(device)
-                lists = held.tensors
-                if inverted:
-                    lists += launch.inverted(self.blocks, self.tunable.spec, device).tensors
-            _remember(self.as_operands, key, (lists, list(tables)))
-        return self.as_operands[key]
-
-    def values(self, device: Any) -> tuple[list[Any], list[Any]]:
-        """(no lists, all tables) as a `Program` on the reference takes them; made once."""
-        import torch
-
-        if device not in self.as_operands:
-            held = (self.tables.get(t.name, t.values) for t in self.tunable.spec.tables)
-            with without_modes():
-                tables = [torch.from_numpy(np.array(v)).to(device) for v in held]
-            _remember(self.as_operands, device, ([], tables))
-        return self.as_operands[device]
 
 
 class AttentionOperator(Operator):
@@ -330,7 +272,7 @@ class AttentionOperator(Operator):
         require_values(self.spec, values)
         bound = self._bound(values, batch)
         if not tables:
-            _remember(self.ready, batch, bound)
+            remember(self.ready, batch, bound)
         return bound
 
     def _bound(self, values: dict[str, npt.NDArray[Any]], batch: int) -> Bound:
@@ -341,7 +283,7 @@ class AttentionOperator(Operator):
             self.bound.move_to_end(key)
         else:
             made = Bound(self.spec, checked, key[1], self.templates)
-            _remember(self.bound, key, made)
+            remember(self.bound, key, made)
         return self.bound[key]
 
     def cost(self) -> Mapping[str, float]:
@@ -398,13 +340,6 @@ def _torch_ops() -> Any:
     from kdsl.runtime import torch_ops
 
     return torch_ops
-
-
-def _remember(held: OrderedDict[Any, Any], key: Any, value: Any) -> None:
-    """Keep a value, and no more than `KEPT_BINDINGS`: the oldest goes."""
-    held[key] = value
-    while len(held) > KEPT_BINDINGS:
-        held.popitem(last=False)
 
 
 def interpreting() -> bool:

@@ -34,6 +34,7 @@ KEYS: tuple[tuple[str, float | None], ...] = (
     ("flux-dev-1024", None),
     ("clip", None),
 )
+SETTINGS = ("block_m", "block_n", "num_warps", "num_stages", "loads")
 SAMPLES = 12
 NOISE = 0.006
 
@@ -41,6 +42,11 @@ NOISE = 0.006
 def chance(*parts: Any) -> random.Random:
     """Random numbers that depend on these parts alone."""
     return random.Random(hashlib.sha256(repr(parts).encode()).digest())
+
+
+def binary(params: dict[str, Any]) -> list[tuple[str, Any]]:
+    """What makes another binary on this GPU: settings that it does not know change nothing."""
+    return [(name, params[name]) for name in sorted(SETTINGS)]
 
 
 def family(job: Job) -> str:
@@ -74,14 +80,14 @@ def true_us(job: Job, params: dict[str, Any], target: Target) -> float:
         step *= 1.0 + (held - 240) / 60
     each = (work.steps + 2.5) * step * slots
     us = finish(each, target.sms * slots) / (1755.0 * slots) * (0.8 + 0.2 * slots) + 4.0
-    program = chance(family(job), sorted(params.items())).gauss(0, 0.035)
-    own = chance(job.name, sorted(params.items())).gauss(0, 0.012)
+    program = chance(family(job), binary(params)).gauss(0, 0.035)
+    own = chance(job.name, binary(params)).gauss(0, 0.012)
     return float(us * 2.718281828 ** (program + own))
 
 
 def failure(job: Job, params: dict[str, Any]) -> str:
     """How a candidate fails, or nothing: one in 25 does."""
-    drawn = chance("fails", family(job), sorted(params.items())).random()
+    drawn = chance("fails", family(job), binary(params)).random()
     return (
         "compile_error"
         if drawn < 0.02

@@ -23,7 +23,7 @@ from kdsl.errors import (
     UnsupportedError,
 )
 from kdsl.runtime import arrays, builder
-from kdsl.runtime.attention import KEPT_BINDINGS
+from kdsl.runtime.bound import KEPT_BINDINGS
 
 GRID = Grid(height=6, width=10)
 SPEC = Attention(

@@ -1,0 +1,81 @@
+"""Rows of blocks of an attention spec for given table values, kept on the host and on devices."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdsl.blocks import Blocks
+from kdsl.kernels.attention.tunable import AttentionTunable
+from kdsl.runtime.arrays import without_modes
+from kdsl.specs import Attention
+
+KEPT_BINDINGS = 8
+"""Values of open tables, batch sizes and devices whose rows of blocks an operator remembers."""
+
+
+class Bound:
+    """Rows of blocks for given table values, and their copies on devices."""
+
+    def __init__(
+        self,
+        spec: Attention,
+        tables: dict[str, npt.NDArray[Any]],
+        batch: int,
+        templates: tuple[str, ...],
+    ) -> None:
+        self.tables, self.tunable = tables, AttentionTunable(spec, tables, batch, templates)
+        self.on_device: OrderedDict[Any, tuple[Any, tuple[Any, ...]]] = OrderedDict()
+        self.as_operands: OrderedDict[Any, tuple[list[Any], list[Any]]] = OrderedDict()
+
+    @property
+    def blocks(self) -> Blocks:
+        """Rows of full and partial blocks."""
+        assert self.tunable.blocks is not None
+        return self.tunable.blocks
+
+    def upload(self, device: Any) -> tuple[Any, tuple[Any, ...]]:
+        """(lists, tables) on a device; made once."""
+        from kdsl.kernels.attention import launch
+
+        if device not in self.on_device:
+            spec = self.tunable.spec
+            lists = launch.lists(self.blocks, spec.heads, device)
+            made = lists, launch.table_tensors(spec, self.tables, device)
+            remember(self.on_device, device, made)
+        return self.on_device[device]
+
+    def operands(self, device: Any, inverted: bool) -> tuple[list[Any], list[Any]]:
+        """(lists, tables) as a `Program` on kernels takes them; made once."""
+        from kdsl.kernels.attention.backward import launch
+
+        key = (device, inverted)
+        if key not in self.as_operands:
+            with without_modes():
+                held, tables = self.upload(device)
+                lists = held.tensors
+                if inverted:
+                    lists += launch.inverted(self.blocks, self.tunable.spec, device).tensors
+            remember(self.as_operands, key, (lists, list(tables)))
+        return self.as_operands[key]
+
+    def values(self, device: Any) -> tuple[list[Any], list[Any]]:
+        """(no lists, all tables) as a `Program` on the reference takes them; made once."""
+        import torch
+
+        if device not in self.as_operands:
+            held = (self.tables.get(t.name, t.values) for t in self.tunable.spec.tables)
+            with without_modes():
+                tables = [torch.from_numpy(np.array(v)).to(device) for v in held]
+            remember(self.as_operands, device, ([], tables))
+        return self.as_operands[device]
+
+
+def remember(held: OrderedDict[Any, Any], key: Any, value: Any) -> None:
+    """Keep a value, and no more than `KEPT_BINDINGS`: the oldest goes."""
+    held[key] = value
+    while len(held) > KEPT_BINDINGS:
+        held.popitem(last=False)
