@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kdsl.kernels.attention import tables as leaf_tables
+from kdsl.kernels.attention.arguments import SHORT, add_integers, add_tables
 from kdsl.kernels.attention.config import (
     ARCHITECTURES,
     Config,
     describable,
     head_parts,
-    table_dtype,
 )
 from kdsl.kernels.attention.shared import shared_bytes
 from kdsl.specs import Attention
@@ -77,11 +76,8 @@ def accumulators(spec: Attention, config: Config) -> int:
 def ahead_of_time(
     spec: Attention, config: Config, source: str, integers: Mapping[str, int | None]
 ) -> AheadOfTime:
-    """The kernel's types and constants, as a call with aligned, contiguous tensors gives them.
-
-    Triton makes a constant of an integer that is 1, and notes which ones are multiples of 16.
-    """
-    short = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[spec.dtype]
+    """The kernel's types and constants, as a call with aligned, contiguous tensors gives them."""
+    short = SHORT[spec.dtype]
     d0, d1 = head_parts(spec.head_dim)
     described = config.loads == "descriptor"
     constants: dict[Any, Any] = {
@@ -110,19 +106,10 @@ def ahead_of_time(
     for name in ("start", "full", "partial", "index", "tiles"):
         signature[name] = "*i32"
         divisible.append(name)
-    types = {"int32": "*i32", "int16": "*i16", "uint8": "*u8", "int8": "*i8"}
-    held = leaf_tables.tables(spec)
-    signature["tables"] = tuple(types[table_dtype(t)] for t in held)
-    divisible += [("tables", i) for i in range(len(held))]
+    add_tables(spec, signature, divisible)
     for name in "qkvo":
         constants[f"{name}_d"] = 1
-    for name, value in integers.items():
-        if value == 1:
-            constants[name] = 1
-            continue
-        signature[name] = "i32" if value is None or value < 2**31 else "i64"
-        if value is not None and value % 16 == 0:
-            divisible.append(name)
+    add_integers(integers, signature, constants, divisible)
     signature["scale_log2"] = "fp32"
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     return AheadOfTime(source, "attention_forward", signature, constants, tuple(divisible), options)

@@ -6,16 +6,13 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from kdsl.blocks import Blocks
-from kdsl.kernels.attention import tables as leaf_tables
+from kdsl.kernels.attention.arguments import SHORT, add_integers, add_tables
 from kdsl.kernels.attention.backward.launch import summed
-from kdsl.kernels.attention.config import Config, head_parts, table_dtype
+from kdsl.kernels.attention.config import Config, head_parts
 from kdsl.specs import Attention
 from kdsl.work import AheadOfTime
 
 Part = Literal["keys", "queries"]
-
-SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-POINTERS = {"int32": "*i32", "int16": "*i16", "uint8": "*u8", "int8": "*i8"}
 
 
 def describe(
@@ -23,8 +20,7 @@ def describe(
 ) -> AheadOfTime:
     """Types and constants of one kernel, for aligned, contiguous tensors.
 
-    ``lists`` are those that the kernel reads, None where a table is not known.  Triton makes a
-    constant of an integer that is 1, and notes which ones are multiples of 16.
+    ``lists`` are those that the kernel reads, None where a table is not known.
     """
     short, (d0, d1) = SHORT[spec.dtype], head_parts(spec.head_dim)
     described, spread = config.loads == "descriptor", summed(spec) < spec.group
@@ -56,16 +52,8 @@ def describe(
     constants |= {f"{name}_d": 1 for name in outputs}
     signature |= dict.fromkeys(("start", "full", "partial", "index", "tiles"), "*i32")
     divisible: list[Any] = [n for n, t in signature.items() if t.startswith("*")]
-    held = leaf_tables.tables(spec)
-    signature["tables"] = tuple(POINTERS[table_dtype(t)] for t in held)
-    divisible += [("tables", i) for i in range(len(held))]
-    for name, value in _integers(spec, part, lists).items():
-        if value == 1:
-            constants[name] = 1
-            continue
-        signature[name] = "i32" if value is None or value < 2**31 else "i64"
-        if value is not None and value % 16 == 0:
-            divisible.append(name)
+    add_tables(spec, signature, divisible)
+    add_integers(_integers(spec, part, lists), signature, constants, divisible)
     signature |= {"scale": "fp32", "scale_log2": "fp32"}
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     entry = f"attention_backward_{part}"

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdsl.kernels.attention import tables as leaf_tables
-from kdsl.kernels.attention.config import Config, describable, head_parts, table_dtype
+from kdsl.kernels.attention.arguments import SHORT, add_integers, add_tables
+from kdsl.kernels.attention.config import Config, describable, head_parts
 from kdsl.specs import Attention
 from kdsl.targets import Target
 from kdsl.work import AheadOfTime
 
 CAPABILITY = (9, 0)
-SHORT = {"bfloat16": "bf16", "float16": "fp16"}
+DTYPES = ("bfloat16", "float16")
 PRODUCER_REGISTERS = 24
 MOST_REGISTERS = 240
 """Of a consumer thread; what is left of 512 for two consumers goes to the producer."""
@@ -78,7 +79,7 @@ def legal(spec: Attention, config: Config, target: Target) -> str | None:
     block_q, block_k = spec.block
     if target.capability != CAPABILITY:
         return f"the hopper template is for compute capability 9.0, not {target.name}'s"
-    if spec.dtype not in SHORT:
+    if spec.dtype not in DTYPES:
         return f"the hopper template has no products of {spec.dtype}"
     if not describable(spec):
         return "TMA fetches contiguous rows: the original order, or stored=True"
@@ -197,17 +198,8 @@ def ahead_of_time(
     for name in ("lse", "start", "full", "partial", "index", "tiles", "counter"):
         signature[name] = "*fp32" if name == "lse" else "*i32"
         divisible.append(name)
-    types = {"int32": "*i32", "int16": "*i16", "uint8": "*u8", "int8": "*i8"}
-    held = leaf_tables.tables(spec)
-    signature["tables"] = tuple(types[table_dtype(t)] for t in held)
-    divisible += [("tables", i) for i in range(len(held))]
-    for name, value in integers.items():
-        if value == 1:
-            fixed[name] = 1
-            continue
-        signature[name] = "i32" if value is None or value < 2**31 else "i64"
-        if value is not None and value % 16 == 0:
-            divisible.append(name)
+    add_tables(spec, signature, divisible)
+    add_integers(integers, signature, fixed, divisible)
     signature["scale_log2"] = "fp32"
     return AheadOfTime(
         source, "attention_forward", signature, fixed, tuple(divisible), options(config)
