@@ -41,8 +41,15 @@ class Ledger:
 
     def known(self) -> list[Outcome]:
         """One outcome for each candidate that has rows of this kind, device and toolchain."""
-        trials = [t for t in self.store.source.trials(self.key.workload.id) if self._mine(t)]
+        return outcomes_of(self._trials(), self.store.source.condemned())
+
+    def written(self) -> list[Outcome]:
+        """One outcome for each candidate that has such rows of this run."""
+        trials = [t for t in self._trials() if t.measurement.run_id == self.run.id]
         return outcomes_of(trials, self.store.source.condemned())
+
+    def _trials(self) -> list[Trial]:
+        return [t for t in self.store.source.trials(self.key.workload.id) if self._mine(t)]
 
     def _mine(self, trial: Trial) -> bool:
         if trial.measurement.kind != self.kind:

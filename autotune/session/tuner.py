@@ -101,6 +101,9 @@ class Book(Protocol):
     def known(self) -> list[Outcome]:
         """One outcome for each candidate that was tried before, sound ones by rank."""
 
+    def written(self) -> list[Outcome]:
+        """One outcome for each candidate that this run itself has written down."""
+
     def add(self, outcome: Outcome) -> object:
         """Write one outcome."""
 
@@ -200,6 +203,9 @@ class WorkloadTuner:
                     self.book.add(outcome)
             self._settle()
             self.pool.drop(refill=True)
+        except KeyboardInterrupt:
+            self._catch_up()
+            raise
         finally:
             self.search.close()
             self.tally.illegal = self.space.illegal
@@ -267,6 +273,16 @@ class WorkloadTuner:
             self._reference = outcome.median_us
         self.search.tell(outcome.params, self._cost(outcome))
         self.watch.step(self.tally, outcome)
+
+    def _catch_up(self) -> None:
+        """Count what was written but not counted: an interrupt may fall between the two."""
+        counted = {point(o.params) for o in self.tally.outcomes}
+        for outcome in self.book.written():
+            if point(outcome.params) not in counted:
+                self.tally.outcomes.append(outcome)
+                self.tally.fresh[outcome.status] += 1
+            if self.tally.default is None and self._is_default(outcome.params):
+                self.tally.default = outcome
 
     def _cost(self, outcome: Outcome) -> float | None:
         """Logarithm of the time over the default's: 0 is the default, comparable everywhere."""

@@ -14,6 +14,8 @@ from kdsl.autotune.measuring import Bench
 from kdsl.autotune.measuring.fake import FakeCard
 from kdsl.autotune.session.budget import Budget
 from kdsl.autotune.session.campaign import AbsentGpu, Campaign, Lab, PresentGpu
+from kdsl.autotune.session.ledger import Ledger
+from kdsl.autotune.session.outcome import Outcome
 from kdsl.autotune.session.tuner import Tally
 from kdsl.autotune.store import Store
 from kdsl.runtime import keying
@@ -107,6 +109,29 @@ def test_the_space_is_gone_through_within_the_budget(store: Store) -> None:
     tally, pool, _ = tune(store, budget=Budget(1000))
     assert len(pool.asked) == 28
     assert (tally.new, tally.left, tally.illegal) == (28, 0, 228)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_an_interrupt_right_after_a_row(
+    store: Store, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Ctrl-C between writing a row and counting it: the tally counts every row in the database."""
+    add = Ledger.add
+
+    def interrupted(ledger: Ledger, outcome: Outcome) -> Measurement:
+        row = add(ledger, outcome)
+        if len(measurements(store)) == count:
+            raise KeyboardInterrupt
+        return row
+
+    monkeypatch.setattr(Ledger, "add", interrupted)
+    lab, watch = AbsentGpu(A100), Quiet()
+    campaign = Campaign(lab, A100, FakePool(), store, watch, budget=TEN)  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        campaign.run(store.begin("test"), [small_job])
+    (tally,) = campaign.tallies
+    assert len(measurements(store)) == count == tally.new == campaign.counts["ok"]
+    assert tally.default is not None
 
 
 def test_a_seed_gives_the_same_rows(tmp_path: Path) -> None:
