@@ -1,4 +1,7 @@
-"""``python -m benchmarks SUITE``: check, time side by side, append rows; ``table`` prints them."""
+"""``python -m benchmarks SUITE``: check, time side by side, append rows; ``table`` prints them.
+
+``overhead`` times the host's part of a call.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import rows
+from benchmarks import overhead, rows
 from benchmarks.attention import VARIANTS
 from benchmarks.attention import suite as attention
 from benchmarks.cases import ATTENTION
@@ -18,9 +21,9 @@ SUITES = {"attention": (attention, ATTENTION)}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a suite, print the table of results, or check that rows belong to their commits."""
+    """Run a suite, time host overhead, print the table of results, or check rows' commits."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("suite", choices=[*SUITES, "table", "check"])
+    parser.add_argument("suite", choices=[*SUITES, "overhead", "table", "check"])
     parser.add_argument(
         "--peers",
         default=",".join(PEERS),
@@ -32,6 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--commit", default="", help="the commit of these sources, where Git is not"
     )
     given = parser.parse_args(arguments)
+    if given.suite == "overhead":
+        return overhead.main()
     if given.suite == "table":
         show(rows.load(given.results))
         return 0

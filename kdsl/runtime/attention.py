@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from kdsl.blocks import Blocks
 from kdsl.errors import ConfigError, InputError, UnsupportedError
+from kdsl.kernels.attention import launch
 from kdsl.kernels.attention.backward.tunable import PARTS, BackwardTunable
 from kdsl.kernels.attention.config import BACKENDS, OFFERED, Config
 from kdsl.kernels.attention.tunable import AttentionTunable
@@ -211,13 +212,11 @@ class AttentionOperator(Operator):
     def _launch(
         self, tensors: tuple[Any, ...], bound: Bound, config: Config, kind: Any
     ) -> tuple[Any, Any]:
-        from kdsl.kernels.attention.launch import launch
-
         device = tensors[0].device
         lists, tables = bound.upload(device)
         module = self.module(config.template)
-        with _torch_ops().on(device):
-            return launch(module, self.spec, config, lists, tensors, tables, kind=kind)
+        with self.on(device):
+            return launch.launch(module, self.spec, config, lists, tensors, tables, kind=kind)
 
     def _check_device(self, device: Any) -> None:
         """Raise unless the kernels run on a device."""
@@ -226,6 +225,12 @@ class AttentionOperator(Operator):
                 "the tensors are on the CPU, the kernel runs on a GPU",
                 hint='q.cuda(), or kdsl.build(spec, backend="reference")',
             )
+
+    @cached_property
+    def on(self) -> Callable[[Any], Any]:
+        """Makes a device the current one, within a ``with``."""
+        made: Callable[[Any], Any] = _torch_ops().on
+        return made
 
     @cached_property
     def _config(self) -> Config:

@@ -9,6 +9,7 @@ and a bounded number of others, from which what drops out is made again of its n
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 KEPT = 64
 """Programs that are remembered though no operator has them any more."""
 
+_HERE = contextlib.nullcontext()
 _programs: WeakValueDictionary[str, Program] = WeakValueDictionary()
 _kept: deque[Program] = deque(maxlen=KEPT)
 
@@ -190,6 +192,6 @@ for _name, _run, _fake, _backward, _keep in (
 
 def on(device: Any) -> Any:
     """The device as the current one: kernels launch where their tensors are."""
-    import contextlib
-
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return _HERE
+    return torch.cuda.device(device)
