@@ -28,9 +28,9 @@ def block_statistics(
     scale: float,
     dtype: Any = np.float64,
 ) -> BlockStatistics:
-    """Statistics of block ``rows`` of ``q [batch, heads, tokens, d]``, ``k [batch, kv_heads, ...]``.
+    """Statistics of block ``rows``: ``q [batch, heads, tokens, d]``, ``k [batch, kv_heads, ...]``.
 
-    ``index`` is the original token at every stored position, ``[tokens]`` or ``[heads, tokens]``.
+    ``index [tokens]`` or ``[heads, tokens]`` is the original token at every stored position.
     The map is never held as a whole.  With ``dtype=numpy.float32`` it takes a third of the time.
     """
     q, k = as_array(q, dtype), as_array(k, dtype)

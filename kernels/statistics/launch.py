@@ -26,9 +26,11 @@ class Tiles:
 
 def tiles(block: tuple[int, int], head_dim: int, dtype: str) -> Tiles:
     """A tile that fits every GPU from sm_80 on: the mask block, or a half or quarter of it."""
-    wide = head_dim > 128 or dtype == "float32"
-    m, n = min(block[0], 64 if wide else 128), min(block[1], 32 if wide else 64)
-    return Tiles(m, n, 8 if m > 64 else 4, 2 if wide or m > 64 else 3)
+    row = head_dim * (4 if dtype == "float32" else 2)
+    if row > 512:
+        return Tiles(min(block[0], 32), min(block[1], 32), 4, 1)
+    m, n = min(block[0], 128 if row <= 256 else 64), min(block[1], 64 if row <= 256 else 32)
+    return Tiles(m, n, 8 if m > 64 else 4, 2 if m > 64 or row > 256 else 3)
 
 
 def constants(block: tuple[int, int], head_dim: int, dtype: str, group: int) -> dict[str, Any]:

@@ -81,22 +81,24 @@ def block_statistics(
     lse = tl.where(total > 0.0, top + tl.log2(total), float("inf"))
 
     out = pid.to(tl.int64) * columns
-    for column in tl.range(0, columns):
-        # Two axes to the end: Triton 3.7 cannot reduce a vector of queries on sm_100.
-        held = tl.zeros([BLOCK_M, 1], tl.float32)
-        highest = tl.zeros([BLOCK_M, 1], tl.float32)
-        small = tl.zeros([BLOCK_M, 1], tl.int32)
-        for piece in tl.static_range(SPLIT_N):
-            at = column * MASK_N + piece * BLOCK_N
-            s, near = scores(
-                q_rows, k_base, index, at, tokens, k_n, k_d, scale_log2, D, WIDTH, BLOCK_N,
-                PRECISION,
-            )  # fmt: skip
-            counted = inside[:, None] & near[None, :]
-            p = tl.where(counted, tl.exp2(s - lse[:, None]), 0.0)
-            held += tl.sum(p, 1, keep_dims=True)
-            highest = tl.maximum(highest, tl.max(p, 1, keep_dims=True))
-            small += tl.sum(tl.where(counted & (p < eps), 1, 0), 1, keep_dims=True)
-        tl.store(mass + out + column, tl.sum(held))
-        tl.store(peak + out + column, tl.max(highest))
-        tl.store(below + out + column, tl.sum(small))
+    # Two axes to the end: Triton 3.7 cannot reduce a vector of queries on sm_100.
+    held = tl.zeros([BLOCK_M, 1], tl.float32)
+    highest = tl.zeros([BLOCK_M, 1], tl.float32)
+    small = tl.zeros([BLOCK_M, 1], tl.int32)
+    for step in tl.range(0, columns * SPLIT_N):
+        s, near = scores(
+            q_rows, k_base, index, step * BLOCK_N, tokens, k_n, k_d, scale_log2, D, WIDTH, BLOCK_N,
+            PRECISION,
+        )  # fmt: skip
+        counted = inside[:, None] & near[None, :]
+        p = tl.where(counted, tl.exp2(s - lse[:, None]), 0.0)
+        goes_on = step % SPLIT_N != 0
+        held = tl.where(goes_on, held, 0.0) + tl.sum(p, 1, keep_dims=True)
+        highest = tl.maximum(tl.where(goes_on, highest, 0.0), tl.max(p, 1, keep_dims=True))
+        less = tl.where(counted & (p < eps), 1, 0)
+        small = tl.where(goes_on, small, 0) + tl.sum(less, 1, keep_dims=True)
+        column = step // SPLIT_N
+        ends = step % SPLIT_N == SPLIT_N - 1
+        tl.store(mass + out + column, tl.sum(held), mask=ends)
+        tl.store(peak + out + column, tl.max(highest), mask=ends)
+        tl.store(below + out + column, tl.sum(small), mask=ends)
