@@ -35,11 +35,16 @@ def make_plan(
         axes = ("layers", "heads", "candidates")
         scores = [search.scores(layer) for layer in range(search.layers)]
         for name in SCORES:
-            values = np.stack([getattr(s, name).T for s in scores]).astype(np.float32)
+            # Of mass the first share, which pictures show.
+            found = [getattr(s, name) for s in scores]
+            values = np.stack([(x[0] if x.ndim == 3 else x).T for x in found]).astype(np.float32)
             extra[f"score.{name}"] = Payload(axes, values)
         extra["preview"] = Payload((*axes, "cell_rows", "cell_columns"), search.previews())
         settings = asdict(search.settings)
-        said.setdefault("settings", {**settings, "block": list(settings["block"])})
+        said.setdefault(
+            "settings",
+            {**settings, "block": list(settings["block"]), "shares": list(settings["shares"])},
+        )
     return attention_plan(
         model,
         record.grid,

@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from kdsl.calibrate.candidates import candidates as default_candidates
 from kdsl.calibrate.rules import dense_text, row_weights
-from kdsl.calibrate.scores import Scores, joined, mean, score
+from kdsl.calibrate.scores import Scores, heaviest, joined, mean, score
 from kdsl.errors import InputError
 from kdsl.grid import Grid
 from kdsl.orders import Order, name_of, per_head
 from kdsl.runtime.statistics import block_statistics
-from kdsl.statistics import BlockStatistics, sampled_rows
+from kdsl.statistics import block_sizes, sampled_rows
 
 CELLS = 32
 """Rows and columns of a preview, at most."""
@@ -31,16 +31,16 @@ class Settings:
     """What a search looks at.
 
     ``block`` is (queries, keys) in tokens; one block row in ``every`` is looked at, drawn with
-    ``seed``; ``keep`` is the share of mass that densities are for, ``share`` the density that
-    masses are for.  An entry is small below ``eps`` times uniform attention, 1 / tokens (the
-    paper's 1e-3 at 17,500 tokens is 17 times uniform), and a block sparse when ``sigma`` of its
-    entries are.  ``scale`` of the softmax defaults to ``head_dim ** -0.5``.
+    ``seed``; ``keep`` is the share of mass that densities are for, ``shares`` the densities that
+    masses are for, the wanted one first.  An entry is small below ``eps`` times uniform attention,
+    1 / tokens (the paper's 1e-3 at 17,500 tokens is 17 times uniform), and a block sparse when
+    ``sigma`` of its entries are.  ``scale`` of the softmax defaults to ``head_dim ** -0.5``.
     """
 
     block: tuple[int, int] = (64, 64)
     every: int = 8
     keep: float = 0.95
-    share: float = 0.3
+    shares: tuple[float, ...] = (0.3,)
     eps: float = 1.0
     sigma: float = 0.9
     scale: float | None = None
@@ -49,15 +49,17 @@ class Settings:
     def __post_init__(self) -> None:
         if min(self.block) < 1 or self.every < 1:
             raise InputError("blocks and strides are at least 1", where=repr(self))
-        shares = (self.keep, self.share, self.sigma)
-        if not all(0 < x <= 1 for x in shares) or self.eps <= 0:
-            raise InputError("keep, share and sigma lie in (0, 1], eps above 0", where=repr(self))
+        shares = (self.keep, self.sigma, *self.shares)
+        if not all(0 < x <= 1 for x in shares) or not self.shares or self.eps <= 0:
+            raise InputError("keep, shares and sigma lie in (0, 1], eps above 0", where=repr(self))
 
 
 class OrderSearch:
     """Scores of candidate orders for every layer and head, from samples of q and k.
 
-    ``observe`` each layer for one or two prompts and some steps; then ``choose``.
+    ``observe`` each layer for two prompts or more and some steps; then ``choose``.  Held meanwhile:
+    the mass of looked-at rows in every order, ``4 * layers * candidates * heads * rows / every *
+    columns`` bytes.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class OrderSearch:
         self.text = dense_text(grid, self.settings.block)[self.looked]
         self.seen: list[list[Scores]] = [[] for _ in range(layers)]
         self.cells = min(len(self.looked), CELLS), min(columns, CELLS)
-        self._previews: list[Any] = [0] * layers
+        self._sums: list[npt.NDArray[np.float32] | None] = [None] * layers
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -90,33 +92,21 @@ class OrderSearch:
 
         In the model's order, RoPE applied; torch tensors or arrays.  See `block_statistics`.
         """
-        s, eps = self.settings, self.settings.eps / self.grid.tokens
-        scores, previews = [], []
-        for order in self.candidates:
+        s, eps, before = self.settings, self.settings.eps / self.grid.tokens, self._sums[layer]
+        if before is not None and before.shape[1] != q.shape[1]:
+            raise InputError(f"{q.shape[1]} heads, the samples before had {before.shape[1]}")
+        options: dict[str, Any] = {"keep": s.keep, "shares": s.shares, "sigma": s.sigma}
+        scores, masses = [], []
+        for number, order in enumerate(self.candidates):
             found = block_statistics(
                 q, k, order, block=s.block, rows=self.looked, eps=eps, scale=s.scale
             )
-            options = {"keep": s.keep, "share": s.share, "sigma": s.sigma}
-            scores.append(score(found, ~self.text, self.text, **options))
-            previews.append(self._cells(found))
-        if self.seen[layer] and self.seen[layer][0].mass.shape[1] != q.shape[1]:
-            raise InputError(f"{q.shape[1]} heads, the samples before had others")
+            known = None if before is None else before[number]
+            scores.append(score(found, known, ~self.text, self.text, **options))
+            masses.append(found.mass.mean(0))
         self.seen[layer].append(joined(scores))
-        self._previews[layer] = self._previews[layer] + np.stack(previews)
-
-    def _cells(self, found: BlockStatistics) -> npt.NDArray[np.float64]:
-        """How much of each cell the heaviest blocks fill, ``[heads, cells, cells]``."""
-        mass = np.where(self.text, np.inf, found.mass.mean(0) * found.queries[:, None])
-        flat = mass.reshape(len(mass), -1)
-        count = max(int(self.settings.share * flat.shape[1]), 1)
-        least = np.partition(flat, -count, axis=1)[:, -count]
-        out = (mass >= least[:, None, None]).astype(np.float64)
-        for axis, cells in zip((1, 2), self.cells, strict=True):
-            starts = np.linspace(0, out.shape[axis], cells, endpoint=False).astype(int)
-            sizes = np.diff(np.append(starts, out.shape[axis]))
-            out = np.add.reduceat(out, starts, axis)
-            out /= sizes[:, None] if axis == 1 else sizes
-        return out
+        made = np.stack(masses).astype(np.float32)
+        self._sums[layer] = made if before is None else before + made
 
     def scores(self, layer: int) -> Scores:
         """Means over the samples of a layer; InputError where there are none."""
@@ -124,19 +114,36 @@ class OrderSearch:
             raise InputError(f"no sample of layer {layer}", hint="observe(layer, q, k) before")
         return mean(self.seen[layer])
 
-    def choose(self, rule: str = "mass", alpha: float = 0.5) -> list[list[Order]]:
+    def choose(self, rule: str = "mass", *, at: int = 0, alpha: float = 0.5) -> list[list[Order]]:
         """The order of every layer and head; rules as in `Scores.choose`."""
         return [
-            [self.candidates[i] for i in self.scores(layer).choose(rule, alpha)]
+            [self.candidates[i] for i in self.scores(layer).choose(rule, at=at, alpha=alpha)]
             for layer in range(self.layers)
         ]
 
     def previews(self) -> npt.NDArray[np.uint8]:
-        """For pictures: ``[layers, heads, candidates, cells, cells]``, 0 (empty) to 255 (kept)."""
-        means = [p / len(s) for p, s in zip(self._previews, self.seen, strict=True)]
+        """For pictures: ``[layers, heads, candidates, cells, cells]``, 0 (empty) to 255 (kept).
+
+        How much of each cell is filled by the heaviest share (the first) of the looked-at blocks.
+        """
+        sizes = block_sizes(self.grid.tokens, self.settings.block[0])[self.looked]
+        layers = []
+        for layer, sums in enumerate(self._sums):
+            self.scores(layer)
+            assert sums is not None
+            share = self.settings.shares[0]
+            kept = [heaviest(m, sizes / sizes.sum(), share, self.text) for m in sums]
+            layers.append(self._cells(np.stack(kept, 1).astype(np.float64)))
         # A cell reads empty or full only where it is.
-        scaled = np.ceil(np.stack(means) * 254.999).clip(0, 255).astype(np.uint8)
-        return np.ascontiguousarray(scaled.swapaxes(1, 2))
+        return np.ceil(np.stack(layers) * 254.999).clip(0, 255).astype(np.uint8)
+
+    def _cells(self, kept: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Means over rectangles of ``[..., looked, columns]``."""
+        for axis, cells in zip((-2, -1), self.cells, strict=True):
+            starts = np.linspace(0, kept.shape[axis], cells, endpoint=False).astype(int)
+            sizes = np.diff(np.append(starts, kept.shape[axis]))
+            kept = np.add.reduceat(kept, starts, axis) / (sizes[:, None] if axis == -2 else sizes)
+        return kept
 
 
 class MassRecord:
