@@ -114,7 +114,7 @@ def under_budget(
     if not 0 <= give < 1:
         raise InputError(f"give={give}", hint="mass that a head may lose to others, such as 0.005")
     floors: list[list[int]] = []
-    left = 0
+    blocks, spent = 0, 0
     for mass in masses:
         always = _always(mass, forced)
         of_layer = []
@@ -123,8 +123,10 @@ def under_budget(
             own = max(int(density * head.size) - int(fixed.sum()), 0)
             least = int(np.searchsorted(held, held[own] - give))
             of_layer.append(least)
-            left += own - least
+            spent += int(fixed.sum()) + least
+        blocks += mass.size
         floors.append(of_layer)
+    left = max(int(density * blocks) - spent, 0)
 
     def spare(number: int) -> Iterator[tuple[npt.NDArray[np.float32], Bools, int]]:
         """Values of a layer's free blocks by head, what is fixed, and how many have a place."""
@@ -137,7 +139,7 @@ def under_budget(
             for values, _, least in spare(number):
                 yield np.sort(values, axis=None)[::-1][least:]
 
-    threshold, ties = largest(above_floor, max(left, 0))
+    threshold, ties = largest(above_floor, left)
     for number in range(len(floors)):
         out = []
         for values, fixed, least in spare(number):

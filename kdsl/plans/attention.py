@@ -102,7 +102,9 @@ class AttentionPlan:
             made = AttentionPlan(load(path, "attention"))
         except SpecError as error:
             raise StoreError(
-                f"a bad plan: {error.what}", where=f"{path}: {error.where}", hint=error.hint
+                f"a bad plan: {error.what}",
+                where=f"{path}: {error.where}" if error.where else str(path),
+                hint=error.hint,
             ) from error
         for what, wanted, found in (
             ("model", model, made.plan.model),

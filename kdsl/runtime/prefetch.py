@@ -66,8 +66,9 @@ class Prefetcher:
         size = int(self.host.shape[2])
         made = (torch.empty(size, dtype=torch.uint8, device=self.device) for _ in range(depth))
         self.slots = [Slot(bits) for bits in made]
-        self._side: Any = self.cuda.Stream(self.device) if self.cuda else None
+        self._side: Any = None
         if self.cuda:
+            self._side = self.cuda.Stream(self.device)
             # The buffers' memory may have been freed with kernels still to run on it.
             self._side.wait_stream(self.cuda.current_stream(self.device))
         self._last: tuple[int, int, int] | None = None
