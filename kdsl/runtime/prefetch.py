@@ -60,12 +60,12 @@ class Prefetcher:
         self.device = torch.device(device)
         self.cuda: Any = torch.cuda if self.device.type == "cuda" else None
         self.misses = 0
-        # Plans are read-only; torch wants to write, and pinning copies anyway.
-        held = torch.from_numpy(plan.plan["blocks"].copy())
-        self.host = held.pin_memory() if self.cuda else held
+        bits = plan.plan["blocks"]
+        self.host = torch.empty(bits.shape, dtype=torch.uint8, pin_memory=self.cuda is not None)
+        self.host.numpy()[...] = bits
         size = int(self.host.shape[2])
         made = (torch.empty(size, dtype=torch.uint8, device=self.device) for _ in range(depth))
-        self.slots = [Slot(bits) for bits in made]
+        self.slots = [Slot(buffer) for buffer in made]
         self._side: Any = None
         if self.cuda:
             self._side = self.cuda.Stream(self.device)
