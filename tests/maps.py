@@ -47,9 +47,10 @@ def whole(q: Any, k: Any, index: npt.NDArray[Any], scale: float) -> Map:
 def check(found: BlockStatistics, maps: list[list[Map]]) -> None:
     """Every statistic of every block equals that of the whole maps ``[batch][heads]``.
 
-    An entry so near eps that float32 may see it on the other side may count or not.
+    Sums run over at most 256 rows one after another, and over columns and tiles in trees.  An entry
+    so near eps that float32 may see it on the other side may count or not.
     """
-    sums = 256 * 256 * U_SUM
+    sums = 320 * U_SUM
     for b, heads in enumerate(maps):
         for h, m in enumerate(heads):
             for i, row in enumerate(found.rows):

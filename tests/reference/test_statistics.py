@@ -118,6 +118,17 @@ def test_error_of_a_mask_is_attentions_own() -> None:
     wanted = np.linalg.norm(sparse - dense, axis=(2, 3)) / np.linalg.norm(dense, axis=(2, 3))
     found = output_error(q, k, v, order, kept, block=(16, 16))
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    # Some block rows alone: the queries that are stored there.
+    rows = np.array([1, 4, 7])
+    for head, index in enumerate(order.index()):
+        tokens = np.concatenate([index[16 * r : 16 * r + 16] for r in rows])
+        off, size = (np.linalg.norm(x[:, head, tokens]) for x in (sparse - dense, dense))
+        some = output_error(q[:1], k[:1], v[:1], order, kept, block=(16, 16), rows=rows)
+        both = output_error(q[1:], k[1:], v[1:], order, kept, block=(16, 16), rows=rows)
+        parts = [np.linalg.norm(dense[b, head, tokens]) for b in range(2)]
+        changed = (some[0, head] * parts[0]) ** 2 + (both[0, head] * parts[1]) ** 2
+        assert np.sqrt(changed) == pytest.approx(off, rel=1e-4)
+        assert size > 0
 
 
 def test_text_blocks() -> None:

@@ -47,6 +47,15 @@ def test_kernel_equals_whole_map(data: st.DataObject, grid: Grid, seed: int) -> 
     check(found, maps)
 
 
+def test_blocks_of_several_tiles() -> None:
+    """A block of 256 queries and keys is summed over the tiles that it is cut in."""
+    grid, generator = Grid(frames=3, height=9, width=11, text=5), torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 1, 1, grid.tokens, 16, generator=generator).to(DEVICE, torch.float16)
+    order = orders.axes(grid, "HWF")
+    found = block_statistics(q, k, order, block=(256, 256))
+    check(found, [[whole(q[0, 0], k[0, 0], order.index(), 0.25)]])
+
+
 def test_probabilities_below_float32_count_nothing() -> None:
     """Scores hundreds apart: what underflows has no mass, is below eps, and nothing is NaN."""
     q = torch.full((1, 1, 40, 16), 30.0, dtype=torch.float16, device=DEVICE)

@@ -25,7 +25,9 @@ def layers(draw: st.DrawFn, most: int = 2) -> tuple[list[np.ndarray], np.ndarray
     rng = np.random.default_rng(draw(st.integers(0, 2**20)))
     out = []
     for _ in range(draw(st.integers(1, most))):
-        mass = rng.integers(0, 5, (heads, rows, columns)).astype(np.float64) + 1e-3
+        mass = rng.integers(1, 5, (heads, rows, columns)).astype(np.float64)
+        # Some heads are flat and some peaked, so that one would give much to another.
+        mass **= rng.choice([0.0, 1.0, 6.0], (heads, 1, 1))
         out.append(mass / mass.sum(-1, keepdims=True))
     sizes = np.full(rows, 4.0)
     sizes[-1] = draw(st.sampled_from((1.0, 4.0)))
@@ -139,6 +141,28 @@ def test_nothing_of_that_size_holds_more(made: Any, density: float, give: float)
     assert all(x >= c[n] - 1e-6 for x, c, n in zip(flat, curves, least, strict=True))
     assert sum(kept.sum() for kept in found) == fixed + budget
     assert all(kept.any(-1).all() for kept in found)
+
+
+def test_a_peaked_head_gives_no_more_than_it_may() -> None:
+    """A flat head would take all that a peaked one can spare; the floor keeps it from doing so."""
+    flat = np.full((1, 1, 8), 1 / 8)
+    peaked = np.array([[[0.6, 0.2, 0.1, 0.04, 0.03, 0.01, 0.01, 0.01]]])
+    one = np.ones(1)
+
+    def shares(give: float) -> list[int]:
+        return [int(k.sum()) for k in under_budget([flat, peaked], one, 0.5, None, give)]
+
+    assert shares(0.0) == [4, 4]
+    assert shares(0.05) == [5, 3]
+    assert shares(0.2) == [6, 2]
+    assert shares(0.9) == [6, 2]  # what the peaked one's second block holds is more than an eighth
+
+
+def test_equals_fill_the_budget_and_no_more() -> None:
+    """Where every block holds as much as every other, exactly the wanted number is kept."""
+    masses = [np.full((2, 3, 4), 0.25)] * 3
+    kept = list(under_budget(masses, np.full(3, 1 / 3), 0.5, give=0.4))
+    assert sum(int(k.sum()) for k in kept) == 36
 
 
 @given(

@@ -180,6 +180,21 @@ def test_error_stays_inside_the_budget() -> None:
         assert (output_error(q, k, v, order, kept, block=BLOCK) <= 0.1).all()
 
 
+def test_samples_are_judged_under_the_others_masks() -> None:
+    """Heavy blocks that change between samples cost density: each one's own mask would do."""
+    grid = Grid(64)
+    k = np.zeros((1, 1, 64, 16), np.float32)
+    k[0, 0, np.arange(64), np.arange(64) // 4] = 40
+    v = np.random.default_rng(0).standard_normal((1, 1, 64, 16)).astype(np.float32)
+    one, other = (k, k, v), (np.roll(k, 32, 2), k, v)
+    order = orders.identity(grid)
+    alone, _ = within_error([one], order, 0.1, block=BLOCK)
+    assert alone.sum() == 4
+    both, errors = within_error([one, other], order, 0.1, block=BLOCK)
+    assert both.all()
+    assert (errors == 0).all()
+
+
 def test_budgets_that_nothing_meets_stay_dense() -> None:
     """Where even the last rung is off by more, every block is kept and the error is 0."""
     q, k, v = joined(0)
