@@ -55,6 +55,8 @@ def _text(node: Expr, text: dict[str, str], source: bool) -> str:
         return f"{operand(node.args[0])}.visual"
     if node.op == "blocks":
         return f"{repr(node.data) if source else node.data.name}[{', '.join(args)}]"
+    if node.op == "clear":
+        return f"clear({', '.join(args)}, {node.data})"
     if node.op in _CALLS:
         return f"{_CALLS[node.op]}({', '.join(args)})"
     return f"{operand(node.args[0])} {_INFIX[node.op]} {operand(node.args[1], False)}"

@@ -13,7 +13,8 @@ wgmma      sm_90, from 64 queries on                Q, K and V once more than ar
 tcgen05    sm_100, likewise                         Q, K and V likewise, a piece of O
 =========  =======================================  =============================================
 
-With ``num_stages`` 1 nothing is in flight: K and V take turns in one place.
+With ``num_stages`` 1 nothing is in flight: K and V take turns in one place, and so do the scores
+where a mask reads a table by key and each thread holds an entry of it, for then they change hands.
 """
 
 from __future__ import annotations
@@ -58,15 +59,17 @@ def shared_bytes(spec: Attention, config: Config, target: Target) -> int:
     item = ITEM_BYTES[spec.dtype]
     m, n, stages = config.block_m, config.block_n, config.num_stages
     tiles = Tiles(m * spec.head_dim * item, n * spec.head_dim * item, m * n * item)
-    unit = unit_of(spec, config, target)
+    unit, scores = unit_of(spec, config, target), _moved_scores(spec, config)
     if unit == "fma":
         row = max(m, 32) * 4 if stages > 1 else 0
         held = tiles.q + _in_flight(stages) * tiles.kv + tiles.p + row
     elif unit == "mma":
-        held = _mma(spec, config, tiles)
+        held = _mma(spec, config, tiles, scores)
     elif unit == "wgmma":
         padding = PADDING if config.loads == "descriptor" else 0
-        held = tiles.q + (2 * stages if stages > 1 else 1) * tiles.kv + padding
+        held = tiles.q + max((2 * stages if stages > 1 else 1) * tiles.kv, scores) + padding
+    elif stages == 1 and scores:
+        held = tiles.q + max(tiles.kv + tiles.p, scores)
     elif stages == 1:
         held = tiles.q + tiles.kv + (4096 if m == 128 and config.num_warps == 8 else 1024)
     else:
@@ -74,7 +77,7 @@ def shared_bytes(spec: Attention, config: Config, target: Target) -> int:
     return held + table_bytes(spec, config)
 
 
-def _mma(spec: Attention, config: Config, tiles: Tiles) -> int:
+def _mma(spec: Attention, config: Config, tiles: Tiles, scores: int) -> int:
     first, tail = head_parts(spec.head_dim)
     m, stages = config.block_m, config.num_stages
     # Rows split over warps for one product and columns for the other: P changes hands.
@@ -84,14 +87,23 @@ def _mma(spec: Attention, config: Config, tiles: Tiles) -> int:
     # Maxima of rows that several warps share.
     p += 16 if m == 16 else 0
     if config.loads == "pointer":
-        return tiles.q + _in_flight(stages) * tiles.kv + p
+        return tiles.q + max(_in_flight(stages) * tiles.kv + p, scores)
     # Q lies there until it is in registers, a tail after the rest.
     q = m * (first if tail else spec.head_dim) * ITEM_BYTES[spec.dtype]
     if stages > 1:
         return max(_in_flight(stages) * tiles.kv + p + BARRIERS, q + 8)
     if tail:
-        return max(q, config.block_n * first * ITEM_BYTES[spec.dtype]) + 8
-    return max(tiles.kv + p, q) + 8
+        return max(q + 8, config.block_n * first * ITEM_BYTES[spec.dtype] + 8, scores)
+    return max(tiles.kv + p + 8, q + 8, scores)
+
+
+def _moved_scores(spec: Attention, config: Config) -> int:
+    """Bytes of float32 scores that change hands to meet a table's entries; 0 where none do."""
+    if config.num_stages > 1 or config.block_n < 32 * config.num_warps:
+        return 0
+    nodes = (node for _, expr in masks(spec)[0] for node in expr.walk() if node.op == "table")
+    by_key = any(n.variables() & {"k", "ks"} and table_dtype(n.data) == "int32" for n in nodes)
+    return 4 * config.block_m * config.block_n if by_key else 0
 
 
 def _in_flight(stages: int) -> int:

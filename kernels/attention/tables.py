@@ -9,6 +9,7 @@ is read as it is; what is made of one (its inverse, a chain) becomes a table whe
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -16,9 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from kdsl.expr.bounds import Bounds
+from kdsl.expr.evaluate import evaluate
 from kdsl.expr.nodes import Expr, const, var
 from kdsl.expr.tables import Table, tables_of
-from kdsl.kernels.attention.heads import Variant, merged
+from kdsl.kernels.attention.heads import Variant, merged, provable
+from kdsl.kernels.attention.ranges import together
 from kdsl.kernels.attention.tiles import MOST, by_block, split
 from kdsl.orders import Listed, Order
 from kdsl.specs import Attention
@@ -38,8 +41,27 @@ def index_bounds(spec: Attention) -> dict[str, Bounds]:
 
 def masks(spec: Attention) -> tuple[list[Variant], Expr]:
     """Heads and the mask they use, and what the masks know of a tile beforehand (``known``)."""
+    indices = index_bounds(spec)
     variants = [by_block(e, spec.block) for e in spec.element_mask.variants]
-    return split(merged(variants, index_bounds(spec)))
+    found, known = split(merged(variants, indices))
+    return [(heads, _together(spec, e, indices)) for heads, e in found], known
+
+
+def _together(spec: Attention, mask: Expr, indices: Mapping[str, Bounds]) -> Expr:
+    other = together(mask, indices, lambda key: _kept(spec, key))
+    # Sums in another sequence may leave 32 bits where the mask's own do not.
+    return other if provable(other, indices) else mask
+
+
+def _kept(spec: Attention, key: Expr) -> Expr:
+    """A number of each key's, from a table by stored position where its values are known now.
+
+    It costs one load a key instead of the arithmetic, and of the look-up of the order.
+    """
+    tables = [*tables_of([key]), *spec.kv_order.tables]
+    if not key.variables() <= {"k", "ks"} or any(t.values is None for t in tables):
+        return key
+    return _kept_table(spec.kv_order, _Shown(key))
 
 
 def index(spec: Attention, which: str) -> list[Expr]:
@@ -101,21 +123,47 @@ def _outer(expr: Expr) -> list[Table]:
 @lru_cache(maxsize=32)
 def _index_expr(order: Order, name: str) -> Expr:
     """An entry of the table ``[distinct orders, tokens]``; heads look up which order is theirs."""
-    distinct = list(dict.fromkeys(order.parts))
     known = all(t.values is not None for t in order.tables)
     values = _index_values(order, {}) if known else None
-    shape = (len(distinct), order.tokens)
+    shape = (len(set(order.parts)), order.tokens)
     table = Table(name, shape, "int32", 0, max(order.tokens - 1, 0), values)
+    return table[_row(order, name), var("s")]
+
+
+def _row(order: Order, name: str) -> Expr:
+    """Which of an order's distinct parts is the head's."""
+    distinct = list(dict.fromkeys(order.parts))
     numbers = np.array([distinct.index(o) for o in order.parts])
     if len(distinct) == 1:
-        row: Expr = const(0)
-    elif len(distinct) == len(numbers):
-        row = var("head")
-    else:
-        row = Table(f"{name}_of_head", numbers.shape, "int32", 0, len(distinct) - 1, numbers)[
-            var("head")
-        ]
-    return table[row, var("s")]
+        return const(0)
+    if len(distinct) == len(numbers):
+        return var("head")
+    of_head = Table(f"{name}_of_head", numbers.shape, "int32", 0, len(distinct) - 1, numbers)
+    return of_head[var("head")]
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """An expression, equal by structure."""
+
+    expr: Expr = field(compare=False)
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", self.expr.key)
+
+
+@lru_cache(maxsize=32)
+def _kept_table(order: Order, shown: _Shown) -> Expr:
+    """An entry of the table ``[distinct orders, tokens]`` of an expression by stored key."""
+    stored = np.arange(order.tokens)
+    parts = dict.fromkeys(order.parts)
+    found = [evaluate(shown.expr, {"k": o.index({}), "ks": stored}) for o in parts]
+    values = np.stack(found).astype(np.int32)
+    low, high = int(values.min(initial=0)), int(values.max(initial=0))
+    name = f"keys_{shown.key[:10]}"
+    table = Table(name, values.shape, "int32", low, high, values)
+    return table[_row(order, name), var("ks")]
 
 
 def _index_values(order: Order, given: Tables) -> npt.NDArray[np.int32]:
