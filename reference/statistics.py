@@ -11,8 +11,8 @@ import numpy.typing as npt
 from kdsl.specs import as_array
 from kdsl.statistics import BlockStatistics
 
-ENTRIES = 1 << 21
-"""Entries of a map held at once: some block rows below each other."""
+ENTRIES = 1 << 22
+"""Entries of a map held at once: some block rows below each other, so that BLAS has enough to do."""
 
 Float = npt.NDArray[Any]
 
@@ -50,6 +50,25 @@ def block_statistics(
             small = (p < eps).view(np.uint8).sum(0, dtype=np.uint16)
             below[b, h, i] = np.add.reduceat(small, starts, dtype=np.int64)
     return BlockStatistics(rows, block, tokens, eps, mass, peak, below)
+
+
+def sparse_blocks(p: Float, block: tuple[int, int], eps: float, sigma: float) -> float:
+    """M_sparse of a whole map: the share of blocks in which ``sigma`` of the entries are below eps.
+
+    PAROAttention (arXiv 2506.16054), on the choice of orders.  More is better.
+    """
+    return float(np.mean([(b < eps).sum() >= sigma * b.size for b in _cut(p, block)]))
+
+
+def incoherence(p: Float, block: tuple[int, int]) -> float:
+    """M_quant of a whole map: the mean over blocks of largest over mean entry.  Less is better."""
+    return float(np.mean([b.max() / b.mean() if b.any() else 1.0 for b in _cut(p, block)]))
+
+
+def _cut(p: Float, block: tuple[int, int]) -> Iterator[Float]:
+    for q in range(0, p.shape[0], block[0]):
+        for k in range(0, p.shape[1], block[1]):
+            yield p[q : q + block[0], k : k + block[1]]
 
 
 def output_error(
@@ -93,7 +112,6 @@ def _maps(
     scaled: Float, keys: Float, block_q: int, rows: npt.NDArray[np.int64]
 ) -> Iterator[tuple[int, Float]]:
     """(position in ``rows``, ``P [<= block_q, tokens]``) of one head as stored."""
-    # BLAS may need longer to wake its threads than for one row of blocks.
     together = max(ENTRIES // max(block_q * len(keys), 1), 1)
     for first in range(0, len(rows), together):
         some = rows[first : first + together]

@@ -31,10 +31,11 @@ class Settings:
     """What a search looks at.
 
     ``block`` is (queries, keys) in tokens; one block row in ``every`` is looked at, drawn with
-    ``seed``; ``keep`` is the share of mass that densities are for, ``shares`` the densities that
-    masses are for, the wanted one first.  An entry is small below ``eps`` times uniform attention,
-    1 / tokens (the paper's 1e-3 at 17,500 tokens is 17 times uniform), and a block sparse when
-    ``sigma`` of its entries are.  ``scale`` of the softmax defaults to ``head_dim ** -0.5``.
+    ``seed`` (of fewer than about 50 the choice of an order is noisy).  ``keep`` is the share of
+    mass that densities are for, ``shares`` the densities that masses are for, the wanted one first.
+    An entry is small below ``eps`` times uniform attention, 1 / tokens (the paper's 1e-3 at 17,500
+    tokens is 17 times uniform), and a block sparse when ``sigma`` of its entries are.  ``scale`` of
+    the softmax defaults to ``head_dim ** -0.5``.
     """
 
     block: tuple[int, int] = (64, 64)

@@ -69,14 +69,6 @@ def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
-def metrics_of(blocks: list[list[np.ndarray]], eps: float, sigma: float) -> tuple[float, float]:
-    """M_sparse and M_quant by their definitions, block by block."""
-    flat = [b for row in blocks for b in row]
-    sparse = np.mean([(b < eps).sum() >= sigma * b.size for b in flat])
-    rough = np.mean([b.max() / b.mean() for b in flat])
-    return float(sparse), float(rough)
-
-
 @settings(max_examples=25)
 @given(grid=grids(150), block=BLOCKS, seed=st.integers(0, 2**16), sigma=st.floats(0.2, 1.0))
 def test_metrics_are_their_definitions(
@@ -90,15 +82,24 @@ def test_metrics_are_their_definitions(
     inside = ~np.logical_or.outer(text_blocks(grid, block[0]), text_blocks(grid, block[1]))
     for b in range(2):
         m = whole(q[b, 0], k[b, 0], index, 0.25)
-        cut = [[m.cut(block, r, c) for c in range(found.mass.shape[3])] for r in rows]
-        sparse, rough = metrics_of(cut, eps, sigma)
+        sparse = reference.sparse_blocks(m.p, block, eps, sigma)
         assert found.sparse(sigma)[b, 0] == pytest.approx(sparse)
-        assert found.incoherence()[b, 0] == pytest.approx(rough)
-        picked = [[cut[r][c] for c in np.flatnonzero(inside[r])] for r in rows]
-        if inside.any():
-            sparse, rough = metrics_of(picked, eps, sigma)
+        assert found.incoherence()[b, 0] == pytest.approx(reference.incoherence(m.p, block))
+        picked = [m.cut(block, int(r), int(c)) for r, c in np.argwhere(inside)]
+        if picked:
+            sparse = np.mean([(x < eps).sum() >= sigma * x.size for x in picked])
             assert found.sparse(sigma, inside)[b, 0] == pytest.approx(sparse)
+            rough = np.mean([x.max() / x.mean() for x in picked])
             assert found.incoherence(inside)[b, 0] == pytest.approx(rough)
+
+
+def test_metrics_by_hand() -> None:
+    """Two of four blocks have three quarters of their entries below 0.1; Psi is 4, 1, 2 and 1."""
+    p = np.array(
+        [[0.8, 0.0, 0.1, 0.1], [0.0, 0.0, 0.1, 0.1], [0.2, 0.0, 0.0, 0.0], [0.2] + [0] * 3]
+    )
+    assert reference.sparse_blocks(p, (2, 2), 0.1, 0.75) == 0.5
+    assert reference.incoherence(p, (2, 2)) == (4 + 1 + 2 + 1) / 4
 
 
 def test_error_of_a_mask_is_attentions_own() -> None:

@@ -11,7 +11,7 @@ from kdsl.specs import HEAD_DIMS
 
 pytest.importorskip("triton")
 
-CHIPS = ("a100", "a10", "l40s", "h100", "b200")
+CHIPS = ("a100", "a10", "l40s", "h100", "b200", "rtx5090")
 TYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 BLOCKS = ((64, 64), (128, 128), (16, 256))
 
