@@ -12,7 +12,7 @@ from kdsl.specs import as_array
 from kdsl.statistics import BlockStatistics
 
 ENTRIES = 1 << 22
-"""Entries of a map held at once: some block rows below each other, so that BLAS has enough to do."""
+"""Entries of a map held at once: some block rows below each other, or BLAS wakes for little."""
 
 Float = npt.NDArray[Any]
 
@@ -98,13 +98,15 @@ def output_error(
             k[b, h // group, at],
             v[b, h // group, at],
         )
-        for i, p in _maps(scaled, keys, block[0], rows):
-            seen = np.repeat(kept[h, rows[i]], block[1])[: len(keys)]
-            dense, left = p @ values, p[:, seen]
+        for some, sizes, p in _chunks(scaled, keys, block[0], rows):
+            seen = np.repeat(kept[h, rows[some]], block[1], axis=1)[:, : len(keys)]
+            left = np.where(np.repeat(seen, sizes, axis=0), p, dtype(0))
             total = left.sum(1, keepdims=True)
-            sparse = left @ values[seen] / np.where(total > 0, total, 1)
-            changed[b, h, i] = np.square(sparse - dense, dtype=np.float64).sum()
-            size[b, h, i] = np.square(dense, dtype=np.float64).sum()
+            dense = p @ values
+            off = left @ values / np.where(total > 0, total, 1) - dense
+            starts = np.cumsum(sizes, dtype=np.int64) - sizes
+            for out, x in ((changed, off), (size, dense)):
+                out[b, h, some] = np.add.reduceat(np.square(x, dtype=np.float64).sum(1), starts)
     return changed, size
 
 
@@ -112,13 +114,20 @@ def _maps(
     scaled: Float, keys: Float, block_q: int, rows: npt.NDArray[np.int64]
 ) -> Iterator[tuple[int, Float]]:
     """(position in ``rows``, ``P [<= block_q, tokens]``) of one head as stored."""
+    for some, sizes, p in _chunks(scaled, keys, block_q, rows):
+        yield from enumerate(np.split(p, np.cumsum(sizes)[:-1]), some.start)
+
+
+def _chunks(
+    scaled: Float, keys: Float, block_q: int, rows: npt.NDArray[np.int64]
+) -> Iterator[tuple[slice, npt.NDArray[np.int64], Float]]:
+    """Some of ``rows``, the queries of each, and their P one below the other."""
     together = max(ENTRIES // max(block_q * len(keys), 1), 1)
     for first in range(0, len(rows), together):
-        some = rows[first : first + together]
-        parts = [scaled[r * block_q : (r + 1) * block_q] for r in some]
+        some = slice(first, min(first + together, len(rows)))
+        parts = [scaled[r * block_q : (r + 1) * block_q] for r in rows[some]]
         p = np.concatenate(parts) @ keys.T
         p -= p.max(1, keepdims=True)
         np.exp(p, out=p)
         p /= p.sum(1, keepdims=True)
-        cuts = np.cumsum([len(part) for part in parts])[:-1]
-        yield from enumerate(np.split(p, cuts), first)
+        yield some, np.array([len(part) for part in parts], np.int64), p
