@@ -5,7 +5,8 @@ Both take q and k as they come by, layer after layer and step after step, and ke
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,7 @@ class OrderSearch:
         given = default_candidates(grid) if candidates is None else tuple(candidates)
         if not given or any(o.grid != grid for o in given):
             raise InputError("candidates are orders over the search's grid", where=repr(grid))
+        check_text(grid, given)
         self.candidates = given
         rows, columns = (-(-grid.tokens // b) for b in self.settings.block)
         self.looked = sampled_rows(rows, self.settings.every, self.settings.seed)
@@ -135,8 +137,9 @@ class OrderSearch:
             share = self.settings.shares[0]
             kept = [heaviest(m, sizes / sizes.sum(), share, self.text) for m in sums]
             layers.append(self._cells(np.stack(kept, 1).astype(np.float64)))
+        means = np.stack(layers)
         # A cell reads empty or full only where it is.
-        return np.ceil(np.stack(layers) * 254.999).clip(0, 255).astype(np.uint8)
+        return np.where(means < 1, np.ceil(means * 254), 255).astype(np.uint8)
 
     def _cells(self, kept: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Means over rectangles of ``[..., looked, columns]``."""
@@ -145,6 +148,16 @@ class OrderSearch:
             sizes = np.diff(np.append(starts, kept.shape[axis]))
             kept = np.add.reduceat(kept, starts, axis) / (sizes[:, None] if axis == -2 else sizes)
         return kept
+
+
+def check_text(grid: Grid, orders: Iterable[Order]) -> None:
+    """InputError where an order moves text, whose rows and columns are to stay dense."""
+    text = np.delete(
+        np.arange(grid.tokens), slice(grid.visual_start, grid.visual_start + grid.visual)
+    )
+    for order in orders:
+        if not np.array_equal(order.index()[text], text):
+            raise InputError("an order moves text tokens", where=repr(order), hint="text in place")
 
 
 class MassRecord:
@@ -162,9 +175,11 @@ class MassRecord:
         steps: Sequence[tuple[int, int]] = ((0, 0),),
         block: tuple[int, int] = (64, 64),
         scale: float | None = None,
-        folder: Path | None = None,
+        folder: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.grid, self.block, self.scale, self.folder = grid, block, scale, folder
+        self.grid, self.block, self.scale = grid, block, scale
+        self.folder = None if folder is None else Path(folder)
+        check_text(grid, {o for layer in orders for o in layer})
         self.orders = [list(layer) for layer in orders]
         self.steps = tuple(steps)
         self.weights = row_weights(grid.tokens, block[0])

@@ -240,6 +240,8 @@ def test_a_plan_says_what_was_found() -> None:
     text, picture = plan.show(0, 1), plan.svg(0, 1)
     assert all(name in text and name in picture for name in search.names)
     assert plan.plan.provenance["settings"]["shares"] == [0.3, 0.5]
+    # 16 x 16 blocks of 16 tokens, one row in two: a cell is a block, full or empty.
+    assert set(np.unique(plan.plan["preview"])) == {0, 255}
 
 
 def test_bad_use_is_named() -> None:
@@ -257,6 +259,11 @@ def test_bad_use_is_named() -> None:
         search.choose("best")
     with pytest.raises(InputError, match="alpha=2"):
         search.choose("paro", alpha=2)
+    texted = Grid(8, text=4)
+    moved = orders.table(np.arange(12)[::-1], texted)
+    for act in (lambda: OrderSearch(texted, 1, [moved]), lambda: MassRecord(texted, [[moved]])):
+        with pytest.raises(InputError, match="an order moves text"):
+            act()
     record = MassRecord(GRID, [[orders.identity(GRID)] * 3], ((0, 1),), BLOCK)
     with pytest.raises(InputError, match="step 2"):
         record.observe(0, 2, q, k)
