@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-import benchmarks.overhead as overhead  # noqa: E402
+from benchmarks import overhead
 
 
 def test_every_template_is_timed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,6 +43,7 @@ def test_repeated_calls_are_prepared() -> None:
             assert getattr(held, "base", held) is x
         assert getattr(by_name["o"], "base", by_name["o"]) is out
         assert (by_name["heads"], by_name["queries"]) == (2, 512)
-        odd = torch.randn(1 + 2 * 512 * 64, dtype=torch.bfloat16)[1:].view(1, 2, 512, 64)
-        op(odd, *second[1:])
-        assert len(handed) == 1
+        if template == "portable":
+            odd = torch.randn(1 + 2 * 512 * 64, dtype=torch.bfloat16)[1:].view(1, 2, 512, 64)
+            op(odd, *second[1:])
+            assert len(handed) == 1
