@@ -84,10 +84,10 @@ class Bound:
                     lists += launch.inverted(self.blocks, self.tunable.spec, device).tensors
             remember(self.as_operands, key, (lists, list(tables)))
             self.streams = {s for s in self.streams if s[0] != device}
-        lists, tables = self.as_operands[key]
+        found = self.as_operands[key]
         if device.type == "cuda":
-            self._used(device, inverted, lambda: (*lists, *tables))
-        return self.as_operands[key]
+            self._used(device, inverted, lambda: (*found[0], *found[1]))
+        return found
 
     def values(self, device: Any) -> tuple[list[Any], list[Any]]:
         """(no lists, all tables) as a `Program` on the reference takes them; made once."""
