@@ -10,7 +10,7 @@ from kdsl import masks, orders, targets
 from kdsl.expr import Table
 from kdsl.grid import Grid
 from kdsl.kernels.attention import arguments, generate
-from kdsl.kernels.lists import template
+from kdsl.kernels.lists import choose, template
 from kdsl.runtime import codecache
 from kdsl.runtime.compiled import compile_triton
 from kdsl.specs import Attention
@@ -60,6 +60,21 @@ def test_order_and_marks(target: Target) -> None:
     signature = dict.fromkeys(("start", "full", "partial", "index"), "*i32") | {"codes": "*u8"}
     signature |= dict.fromkeys(("l_b", "l_h", "heads", "rows", "columns"), INT)
     compile_triton(template.mark_blocks, target, signature, {"CHUNK": 256})
+
+
+@pytest.mark.parametrize("target", CHIPS, ids=lambda t: f"sm_{t.cc}")
+def test_pooling_and_choice(target: Target) -> None:
+    """Means of blocks of bfloat16, and both ways to choose among 1,024 columns, spill nothing."""
+    integers = ("x_b", "x_h", "x_n", "heads", "blocks", "tokens", "head_dim")
+    signature = {"x": "*bf16", "out": "*fp32", **dict.fromkeys(integers, INT)}
+    sizes = {"x_d": 1, "BLOCK": 128, "STRIP": 32, "WIDTH": 128}
+    assert compile_triton(choose.pool_blocks, target, signature, sizes).spill_bytes == 0
+    pointers = {"scores": "*fp32", "always": "*u8", "allowed": "*u8", "kept": "*u8"}
+    integers = ("a_b", "a_h", "a_row", "m_b", "m_h", "m_row", "heads", "rows", "columns")
+    signature = {**pointers, **dict.fromkeys(integers, INT), "wanted": "fp32"}
+    for by_mass in (False, True):
+        sizes = {"a_column": 1, "m_column": 1, "BY_MASS": by_mass, "WIDTH": 1024}
+        assert compile_triton(choose.choose_blocks, target, signature, sizes).spill_bytes == 0
 
 
 @pytest.mark.parametrize("target", CHIPS, ids=lambda t: f"sm_{t.cc}")

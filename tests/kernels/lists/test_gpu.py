@@ -16,6 +16,7 @@ from kdsl.specs import Attention
 from tests.devices import DEVICE
 from tests.interpreter.lists.test_calls import *  # noqa: F403
 from tests.interpreter.lists.test_lists import *  # noqa: F403
+from tests.interpreter.lists.test_selection import *  # noqa: F403
 
 torch: Any = pytest.importorskip("torch")
 pytestmark = [
