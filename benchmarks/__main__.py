@@ -7,17 +7,24 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from benchmarks import overhead, rows
 from benchmarks.attention import VARIANTS
 from benchmarks.attention import suite as attention
-from benchmarks.cases import ATTENTION
+from benchmarks.cases import ATTENTION, LISTS
+from benchmarks.lists import suite as lists
 from benchmarks.peers import PEERS
 from benchmarks.table import show
 from kdsl.errors import KdslError
 
-SUITES = {"attention": (attention, ATTENTION)}
+SUITES: dict[str, tuple[Any, Mapping[str, object]]] = {
+    "attention": (attention, ATTENTION),
+    "lists": (lists, LISTS),
+}
+RATES = {"flop": (1e9, "TFLOP/s"), "byte": (1e6, "GB/s")}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,9 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         found = []
         for row in run(peers, wanted, given.commit or rows.current_commit()):
-            rate = row["work"] / row["ms"] / 1e9
+            scale, unit = RATES[row["unit"]]
+            rate = row["work"] / row["ms"] / scale
             print(
-                f"{row['case']:22} {row['impl']:17} {row['ms']:9.4f} ms {rate:7.1f} TFLOP/s "
+                f"{row['case']:22} {row['impl']:17} {row['ms']:9.4f} ms {rate:7.1f} {unit} "
                 f"error {row['error']:.5f}",
                 flush=True,
             )

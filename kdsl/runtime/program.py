@@ -20,6 +20,7 @@ from kdsl.kernels.attention.backward.tunable import BackwardTunable
 from kdsl.kernels.attention.config import Config
 from kdsl.kernels.attention.fallback import fitting
 from kdsl.kernels.attention.tunable import AttentionTunable
+from kdsl.kernels.lists import call
 from kdsl.reference.attention import attention as reference_attention
 from kdsl.reference.attention_backward import attention_backward as reference_backward
 from kdsl.runtime import codecache
@@ -90,6 +91,16 @@ class Program:
     def _backward(self) -> Any:
         return codecache.load(self.source)
 
+    @cached_property
+    def _classifier(self) -> Any:
+        if call.map_of(self.spec) is not None:
+            return None
+        return codecache.load(generate.source(self.spec, call.TEMPLATE))
+
+    def lists(self, tables: Sequence[Tensor], batch: int, inverted: bool) -> list[Tensor]:
+        """Lists of a call whose tables are on the device, made there; see `kdsl.kernels.lists`."""
+        return call.of_call(self.spec, self._classifier, tables, batch, inverted)
+
     def forward(
         self, tensors: Tensors, lists: Sequence[Tensor], tables: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
@@ -102,7 +113,7 @@ class Program:
             return like(out, q), like(lse, q, np.float32)
         config = self._fitting(FORWARD, tensors)
         return launch.launch(
-            self._forward, self._whole, config, _lists(lists, 0), tensors, tuple(tables)
+            self._forward, self._whole, config, as_lists(lists), tensors, tuple(tables)
         )
 
     def backward(
@@ -138,11 +149,11 @@ class Program:
         dq, dk, dv = (x.new_empty(0) for x in tensors)
         if wanted[0]:
             config = self._fitting(QUERIES, given.tensors)
-            held = _lists(lists, 0)
+            held = as_lists(lists)
             dq = backward.queries(self._backward, self.spec, config, held, given)
         if wanted[1]:
             config = self._fitting(KEYS, given.tensors)
-            turned = _lists(lists, LISTS)
+            turned = as_lists(lists, LISTS)
             dk, dv = backward.keys(self._backward, self.spec, config, turned, given)
         return dq, dk, dv
 
@@ -188,6 +199,7 @@ def empty_results(q: Tensor) -> tuple[Tensor, Tensor]:
     return torch.zeros_like(q, memory_format=torch.contiguous_format), lse
 
 
-def _lists(tensors: Sequence[Tensor], at: int) -> launch.Lists:
+def as_lists(tensors: Sequence[Tensor], at: int = 0) -> launch.Lists:
+    """One set of lists among those that stand in a row."""
     start, full, partial, index, tiles = tensors[at : at + LISTS]
     return launch.Lists(start, full, partial, index, tiles, start.shape[2])

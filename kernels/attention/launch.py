@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdsl.blocks import Blocks
+from kdsl.expr.tables import Table
 from kdsl.kernels.attention import tables as leaf_tables
 from kdsl.kernels.attention.config import Config, head_parts, table_dtype
 from kdsl.kernels.attention.hopper import launch as hopper
@@ -214,13 +215,15 @@ def table_tensors(
     spec: Attention, tables: Mapping[str, Any] | None, device: Any
 ) -> tuple[Tensor, ...]:
     """Tables in the order the leaves take them, on a device, contiguous."""
+    held = leaf_tables.table_values(spec, tables or {})
+    return tuple(table_tensor(t, held[t.name], device) for t in leaf_tables.tables(spec))
+
+
+def table_tensor(table: Table, values: Any, device: Any) -> Tensor:
+    """One table as the leaves take it; values of the host are checked."""
     import torch
 
-    held = leaf_tables.table_values(spec, tables or {})
-    out = []
-    for t in leaf_tables.tables(spec):
-        values = held[t.name]
-        if not isinstance(values, torch.Tensor):
-            values = torch.from_numpy(np.array(t.checked(values)))
-        out.append(values.to(device=device, dtype=getattr(torch, table_dtype(t))).contiguous())
-    return tuple(out)
+    if not isinstance(values, torch.Tensor):
+        values = torch.from_numpy(np.array(table.checked(values)))
+    held: Tensor = values.to(device=device, dtype=getattr(torch, table_dtype(table)))
+    return held.contiguous()
