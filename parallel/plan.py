@@ -126,10 +126,13 @@ class Plan:
             chunk_of = np.zeros((self.shape.columns, len(ring)), np.float32)
             for r, rank in enumerate(ring):
                 chunk_of[indices(self.chunks[rank]), r] = 1
+            by_heads: dict[tuple[int, ...], npt.NDArray[np.float32]] = {}
             for rank in ring:
                 for panel in self.ranks[rank]:
-                    rows = work.grouped(panel.heads)[indices(panel.rows)]
-                    by_chunk = (rows @ chunk_of).sum(axis=0, dtype=np.float64)
+                    if panel.heads not in by_heads:
+                        by_heads[panel.heads] = work.grouped(panel.heads) @ chunk_of
+                    rows = by_heads[panel.heads][indices(panel.rows)]
+                    by_chunk = rows.sum(axis=0, dtype=np.float64)
                     for step in range(len(ring)):
                         source = self.mesh.r_of(self.mesh.source(rank, step))
                         out[rank, step] += round(float(by_chunk[source]))

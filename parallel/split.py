@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left
 
 import numpy as np
+import numpy.typing as npt
 
 from kdsl.parallel import partition
 from kdsl.parallel.mesh import Mesh
 from kdsl.parallel.plan import Delivery, Panel, Plan, RankPlan
-from kdsl.parallel.work import BlockWork
+from kdsl.parallel.work import BlockWork, Longs
 
 SCALE = 64
 """Steps of one kept block in which ``byte_weight`` is counted."""
@@ -62,28 +62,26 @@ def _filled(
     All rows of these heads stand in a row, heads with heavy rows first, and are cut where the room
     of each rank ends under the lowest water line that leaves none over.
     """
-    shape = work.shape
-    order = sorted(left, key=lambda h: (-int(work.rows[h].max()), h))
-    flat = (work.rows[order] * scale + extra).reshape(-1)
-    prefix = np.concatenate([[0], np.cumsum(flat)]).tolist()
-    level = _level([load for load, _ in loads], prefix[-1])
+    count = work.shape.rows
+    tallest = work.rows.max(axis=1)
+    order = sorted(left, key=lambda h: (-int(tallest[h]), h))
+    flat = work.rows[order].reshape(-1)
+    prefix = np.cumsum(flat * scale + extra if extra or scale > 1 else flat)
+    level = _level([load for load, _ in loads], int(prefix[-1]))
     # The fullest first: what rounding leaves over falls to the emptiest, where it weighs least.
-    targets, filled = [], 0.0
-    open_ranks = [(load, part) for load, part in reversed(loads) if load < level]
-    for load, _ in open_ranks:
-        filled += level - load
-        targets.append(filled)
+    room = [(level - load, part) for load, part in reversed(loads) if load < level]
+    ends = _nearest(prefix, np.cumsum([space for space, _ in room]))
+    ends[-1] = len(flat)
     out: dict[int, list[Panel]] = {}
     at = 0
-    for (_, part), target in zip(open_ranks, targets, strict=True):
-        end = _nearest(prefix, target)
-        end = len(flat) if target is targets[-1] else max(end, at)
-        for number in range(at // shape.rows, -(-end // shape.rows)):
-            first = max(at - number * shape.rows, 0)
-            last = min(end - number * shape.rows, shape.rows)
-            if first < last:
-                out.setdefault(part, []).append(Panel((order[number],), ((first, last),)))
-        at = end
+    for (_, part), end in zip(room, ends.tolist(), strict=True):
+        panels = []
+        while at < end:
+            number, first = divmod(at, count)
+            last = min(end - number * count, count)
+            panels.append(Panel((order[number],), ((first, last),)))
+            at = number * count + last
+        out[part] = panels
     return out
 
 
@@ -97,11 +95,12 @@ def _level(loads: list[int], amount: int) -> float:
     return 0.0
 
 
-def _nearest(prefix: list[int], value: float) -> int:
-    at = bisect_left(prefix, value)
-    if at and value - prefix[at - 1] <= prefix[min(at, len(prefix) - 1)] - value:
-        return at - 1
-    return min(at, len(prefix) - 1)
+def _nearest(prefix: Longs, targets: npt.NDArray[np.float64]) -> Longs:
+    """How many leading weights come nearest to each target; ``prefix`` are their sums."""
+    at = np.searchsorted(prefix, targets)
+    above = prefix[np.minimum(at, len(prefix) - 1)] - targets
+    below = targets - np.where(at > 0, prefix[at - 1], 0)
+    return np.minimum(at + (above < below), len(prefix))
 
 
 def wrapped(work: BlockWork, world: int, *, delivery: Delivery = "all") -> Plan:
