@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import rows
+from benchmarks import partition, rows
 from benchmarks.attention import suite as attention
 from benchmarks.cases import ATTENTION
 from benchmarks.peers import PEERS
@@ -19,7 +19,7 @@ SUITES = {"attention": (attention, ATTENTION)}
 def main(arguments: list[str] | None = None) -> int:
     """Run a suite, print the table of results, or check that rows belong to their commits."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("suite", choices=[*SUITES, "table", "check"])
+    parser.add_argument("suite", choices=[*SUITES, "partition", "table", "check"])
     parser.add_argument(
         "--peers", default=",".join(PEERS), help="names by comma; default: %(default)s"
     )
@@ -31,6 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.suite == "table":
         show(rows.load(given.results))
+        return 0
+    if given.suite == "partition":
+        for line in partition.suite():
+            print(line, flush=True)
         return 0
     if given.suite == "check":
         bad = rows.unproven(given.results)
