@@ -231,3 +231,19 @@ def test_unknown_blocks_leave_out_rings() -> None:
     assert {c.plan.delivery for c in ranked(work, costs(4))} == {"all"}
     with pytest.raises(InputError, match="which key blocks"):
         families.ring(work, Mesh(1, 4)).cells(work)
+
+
+def test_pictures_are_of_this_code() -> None:
+    """The timelines in docs/ are well-formed, drawn by the code as it is, and the plan chosen ends
+    before the plain one."""
+    from xml.etree import ElementTree
+
+    from examples.partition_pictures import DOCS, pictures
+
+    ends = []
+    for name, drawn in pictures().items():
+        assert (DOCS / name).read_text() == drawn
+        root = ElementTree.fromstring(drawn)
+        (said,) = (e.text for e in root if e.text and "without a kernel" in e.text)
+        ends.append(float(said.split()[0]))
+    assert ends[1] < ends[0]
