@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import partition, rows
+from benchmarks.attention import VARIANTS
 from benchmarks.attention import suite as attention
 from benchmarks.cases import ATTENTION
 from benchmarks.peers import PEERS
@@ -21,7 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("suite", choices=[*SUITES, "partition", "table", "check"])
     parser.add_argument(
-        "--peers", default=",".join(PEERS), help="names by comma; default: %(default)s"
+        "--peers",
+        default=",".join(PEERS),
+        help=f"names by comma, also {' and '.join(VARIANTS)}; default: %(default)s",
     )
     parser.add_argument("--cases", default="", help="case ids by comma; default: the whole suite")
     parser.add_argument("--results", type=Path, default=rows.ROOT / "benchmarks" / "results")
@@ -43,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     run, cases = SUITES[given.suite]
     wanted = [c for c in given.cases.split(",") if c]
     peers = [p for p in given.peers.split(",") if p]
-    for names, known, what in ((wanted, cases, "case"), (peers, PEERS, "peer")):
+    for names, known, what in ((wanted, cases, "case"), (peers, [*PEERS, *VARIANTS], "peer")):
         for name in names:
             if name not in known:
                 parser.error(f"unknown {what} {name!r}; known: {', '.join(known)}")

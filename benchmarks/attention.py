@@ -16,9 +16,13 @@ from benchmarks import rows, timing
 from benchmarks.cases import ATTENTION, BLOCK, AttentionCase
 from benchmarks.peers import PEERS, Peer, Prepared, own
 from kdsl.errors import KdslError, UnsupportedError
+from kdsl.kernels.attention.config import BACKENDS
 
 LIMIT = 0.01
 """Relative Frobenius error above which nothing is timed: bf16 operands give 0.0023 forward."""
+
+VARIANTS = {f"kdsl/{template}": backend for template, backend in BACKENDS.items()}
+"""Our templates by the name that rows carry; `build(backend=...)` takes them."""
 
 Kept = npt.NDArray[np.bool_]
 
@@ -32,7 +36,10 @@ class Call:
 
 
 def suite(peers: Sequence[str], cases: Sequence[str], commit: str) -> Iterator[dict[str, Any]]:
-    """Rows of every case: ours first, then the peers that are installed and can compute it."""
+    """Rows of every case: ours first, then the peers that are installed and can compute it.
+
+    ``peers`` may name `VARIANTS` of ours, too.
+    """
     import torch
 
     if not torch.cuda.is_available():
@@ -44,7 +51,10 @@ def suite(peers: Sequence[str], cases: Sequence[str], commit: str) -> Iterator[d
         calls: dict[str, Call] = {}
         errors: dict[str, float] = {}
         truth = Truth(case, tensors, kept)
-        for name, make in {"kdsl": ours(case), **{p: PEERS[p] for p in peers}}.items():
+        backends = {"kdsl": None, **{p: VARIANTS[p] for p in peers if p in VARIANTS}}
+        makers: dict[str, Peer] = {name: ours(case, backend) for name, backend in backends.items()}
+        makers |= {p: PEERS[p] for p in peers if p in PEERS}
+        for name, make in makers.items():
             try:
                 call = prepare(make, case, tensors, kept, truth)
                 error = call.error()
@@ -85,11 +95,12 @@ def inputs(case: AttentionCase) -> tuple[tuple[Any, ...], Kept]:
     return tuple(made), case.plan()
 
 
-def ours(case: AttentionCase) -> Peer:
-    """The product as a user gets it: build, bind, call."""
+def ours(case: AttentionCase, backend: str | None = None) -> Peer:
+    """The product as a user gets it, or as ``backend`` makes it: build, bind, call."""
 
     def make(tensors: tuple[Any, Any, Any], kept: Kept, backward: bool) -> Prepared:
-        op = kdsl.build(case.spec, tables={"plan": kept} if case.spec.open_tables else None)
+        tables = {"plan": kept} if case.spec.open_tables else None
+        op = kdsl.build(case.spec, tables=tables, backend=backend)
         mine = own(tensors, backward)
         return Prepared(lambda: op(*mine), mine)
 

@@ -64,6 +64,8 @@ def evaluate(
             result = (args[0] >= start) & (args[0] < start + count)
         elif node.op == "table":
             result = look_up(node.data, args, tables)
+        elif node.op == "clear":
+            result = (np.bitwise_or(args[0], args[1]) & args[2]) == 0
         else:
             result = NUMPY[node.op](*args)
         done[node.key] = result

@@ -18,7 +18,7 @@ _INFIX = {
     "or": "|",
 }
 _CHAINS = ("add", "and", "or", "mul")
-_CALLS = {"min": "minimum", "max": "maximum", "abs": "abs", "where": "where"}
+_CALLS = {"clear": "clear", "min": "minimum", "max": "maximum", "abs": "abs", "where": "where"}
 
 
 def to_text(expr: Expr, *, source: bool = False) -> str:

@@ -188,7 +188,7 @@ class AttentionOperator(Operator):
     def _by_kernel(
         self, tensors: tuple[Any, ...], bound: Bound, kind: Any = None
     ) -> tuple[Any, Any]:
-        from kdsl.kernels.attention import launch
+        from kdsl.kernels.attention.fallback import fitting
 
         self.require_here()
         if isinstance(given := tensors[0], np.ndarray):
@@ -200,7 +200,9 @@ class AttentionOperator(Operator):
         self._check_device(device)
         if nothing_to_do(tensors):
             return empty_results(tensors[0])
-        config = launch.fitting(self._config, tensors)
+        config = self._config
+        if config.loads != "pointer":
+            config = fitting(config, tensors, AttentionTunable(self.spec).legal)
         result = self._launch(tensors, bound, config, kind)
         if kind is not None and len(self.known) < KEPT_CALLS:
             self.known[kind] = config

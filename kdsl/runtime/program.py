@@ -16,11 +16,15 @@ import numpy as np
 from kdsl.errors import InputError
 from kdsl.kernels.attention import generate, launch
 from kdsl.kernels.attention.backward import launch as backward
+from kdsl.kernels.attention.backward.tunable import BackwardTunable
 from kdsl.kernels.attention.config import Config
+from kdsl.kernels.attention.fallback import fitting
+from kdsl.kernels.attention.tunable import AttentionTunable
 from kdsl.reference.attention import attention as reference_attention
 from kdsl.reference.attention_backward import attention_backward as reference_backward
 from kdsl.runtime import codecache
 from kdsl.runtime.arrays import like
+from kdsl.runtime.tunable import Tunable
 from kdsl.specs import Attention, canonical
 
 if TYPE_CHECKING:
@@ -96,7 +100,7 @@ class Program:
         if not self.configs:
             out, lse = reference_attention(self.spec, *tensors, self._values(tables))
             return like(out, q), like(lse, q, np.float32)
-        config = launch.fitting(self.configs[FORWARD], tensors)
+        config = self._fitting(FORWARD, tensors)
         return launch.launch(
             self._forward, self._whole, config, _lists(lists, 0), tensors, tuple(tables)
         )
@@ -133,11 +137,11 @@ class Program:
         given = backward.Given(q, k, v, do, level, delta, tuple(tables))
         dq, dk, dv = (x.new_empty(0) for x in tensors)
         if wanted[0]:
-            config = launch.fitting(self.configs[QUERIES], given.tensors)
+            config = self._fitting(QUERIES, given.tensors)
             held = _lists(lists, 0)
             dq = backward.queries(self._backward, self.spec, config, held, given)
         if wanted[1]:
-            config = launch.fitting(self.configs[KEYS], given.tensors)
+            config = self._fitting(KEYS, given.tensors)
             turned = _lists(lists, LISTS)
             dk, dv = backward.keys(self._backward, self.spec, config, turned, given)
         return dq, dk, dv
@@ -155,6 +159,15 @@ class Program:
             like(x, t) if w else t.new_empty(0)
             for x, t, w in zip(made, tensors, (wanted[0], wanted[1], wanted[1]), strict=True)
         )
+
+    def _fitting(self, part: str, tensors: tuple[Tensor, ...]) -> Config:
+        return fitting(self.configs[part], tensors, self._tunables[part].legal)
+
+    @cached_property
+    def _tunables(self) -> Mapping[str, Tunable]:
+        whole = AttentionTunable(self._whole)
+        keys, queries = BackwardTunable(whole, "keys"), BackwardTunable(whole, "queries")
+        return {FORWARD: whole, KEYS: keys, QUERIES: queries}
 
     def _values(self, tables: Sequence[Tensor]) -> dict[str, Any]:
         names = (t.name for t in self.spec.tables)

@@ -55,7 +55,7 @@ def space_of(templates: Iterable[str]) -> dict[str, tuple[Any, ...]]:
     }
 
 
-ARCHITECTURES = ((8, 0), (8, 6), (8, 9), (9, 0), (10, 0))
+ARCHITECTURES = ((8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0))
 """Compute capabilities the portable template is written and compiled for."""
 
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}

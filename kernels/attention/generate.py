@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from kdsl.expr import triton_source
-from kdsl.kernels.attention import heads, tables, tiles
+from kdsl.kernels.attention import heads, ranges, tables, tiles
 from kdsl.kernels.attention.heads import grouped
 from kdsl.specs import Attention
 
@@ -43,7 +43,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 @cache
 def template_hash(*templates: Path) -> str:
     """Changes with templates (the forward's unless given), what they share, what prints leaves."""
-    modules = (tables, heads, tiles, triton_source)
+    modules = (tables, heads, ranges, tiles, triton_source)
     own = templates or (PORTABLE, *HOPPER)
     parts = (*own, COMMON, Path(__file__), *(Path(str(m.__file__)) for m in modules))
     return hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()[:16]
@@ -87,7 +87,7 @@ def leaves(spec: Attention) -> str:
             f"{which}_index",
             ("s", "head"),
             grouped(tables.index(spec, which)),
-            {"s": bounds[stored], "head": bounds["head"]},
+            {"s": spec.index_bounds[stored], "head": bounds["head"]},
             held,
         )
         for which, stored in (("query", "qs"), ("key", "ks"))

@@ -41,12 +41,12 @@ def merged(exprs: Sequence[Expr], indices: Mapping[str, Bounds]) -> list[Variant
         if len({e.key for e in members.values()}) == 1:
             continue
         one = _merge(members, len(exprs))
-        if _provable(one, indices):
+        if provable(one, indices):
             out = [one if head in members else e for head, e in enumerate(out)]
     return grouped(out)
 
 
-def _provable(expr: Expr, indices: Mapping[str, Bounds]) -> bool:
+def provable(expr: Expr, indices: Mapping[str, Bounds]) -> bool:
     """Whether ranges still show that nothing overflows: constants of all heads mix in them."""
     try:
         check_int32(expr, indices)

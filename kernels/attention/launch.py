@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -154,19 +154,6 @@ def launch(
         num_warps=config.num_warps, num_stages=config.num_stages, enable_fp_fusion=True,
     )  # fmt: skip
     return out, lse
-
-
-def fitting(config: Config, tensors: tuple[Tensor, ...]) -> Config:
-    """The configuration, with pointer loads where descriptors cannot describe these tensors.
-
-    A descriptor wants a contiguous last axis, and addresses and strides in units of 16 bytes.
-    """
-    if config.loads == "pointer" or hopper.describable_tensors(tensors):
-        return config
-    if config.template == "portable":
-        return replace(config, loads="pointer")
-    m = min(config.block_m, 64)
-    return Config(m, min(config.block_n, 64), 4, 2)
 
 
 def describe(

@@ -18,7 +18,7 @@ SPACE: dict[str, tuple[int, ...]] = {
 }
 """Choices by name; `problem` says which go together for a spec."""
 
-ARCHITECTURES = ((8, 0), (8, 6), (8, 9), (9, 0), (10, 0))
+ARCHITECTURES = ((8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0))
 """Compute capabilities the kernels are written and compiled for."""
 
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}

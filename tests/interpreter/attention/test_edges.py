@@ -19,6 +19,7 @@ from kdsl.expr import Table
 from kdsl.grid import Grid
 from kdsl.kernels.attention import launch
 from kdsl.kernels.attention.config import Config
+from kdsl.kernels.attention.fallback import fitting
 from kdsl.runtime import build
 from kdsl.runtime.attention import AttentionOperator
 from kdsl.specs import Attention, as_array
@@ -185,9 +186,10 @@ def test_tensors_that_no_descriptor_describes() -> None:
     q, k, v = inputs(spec, batch=2)
     odd = torch.zeros((2, 2, 50, 67), dtype=q.dtype, device=DEVICE)[..., 2:66].copy_(q)
     spread = k[:, :1].expand(-1, 2, -1, -1)
-    assert launch.fitting(Config(loads="descriptor"), (odd, k, v)).loads == "pointer"
-    assert launch.fitting(Config(loads="descriptor"), (q, spread, v)).loads == "pointer"
-    assert launch.fitting(Config(loads="descriptor"), (q, k, v)).loads == "descriptor"
+    for tensors, loads in (
+        ((odd, k, v), "pointer"), ((q, spread, v), "pointer"), ((q, k, v), "descriptor")
+    ):  # fmt: skip
+        assert fitting(Config(loads="descriptor"), tensors, op.tunable.legal).loads == loads
     out, lse = op(odd, spread, v)
     expected(spec, q, spread, v, block_n=32).check(out, lse)
 

@@ -15,6 +15,7 @@ from kdsl.errors import ConfigError
 from kdsl.expr import Table
 from kdsl.grid import Grid
 from kdsl.kernels.attention.config import ARCHITECTURES, SPACES, Config
+from kdsl.kernels.attention.fallback import chosen
 from kdsl.kernels.attention.tunable import AttentionTunable
 from kdsl.runtime.aot import compile_for
 from kdsl.runtime.compiled import Compiled
@@ -25,7 +26,7 @@ from tests.strategies import sample
 
 pytest.importorskip("triton")
 
-CHIPS = [targets.get(name) for name in ("a100", "a10", "l40s", "h100", "b200")]
+CHIPS = [targets.get(name) for name in ("a100", "a10", "l40s", "h100", "b200", "rtx5090")]
 GRID = Grid(frames=5, height=9, width=14, text=20)
 BLOCKS = ((128, 128), (64, 64), (64, 128), (32, 32), (16, 16))
 SAMPLE = 8
@@ -111,6 +112,33 @@ def test_defaults_hardly_spill(head_dim: int) -> None:
         target, tunable = targets.get(name), AttentionTunable(spec)
         made = check(spec, Config.from_json(tunable.default(target)), target)
         assert made.spill_bytes <= 256, f"{name}: {made}"
+
+
+def test_a_mask_by_key_moves_the_scores() -> None:
+    """One stage, and a thread for each key of a tile: the scores go through shared memory to meet
+    the table's entries, which may be most of what a kernel takes there."""
+    spec = Attention(
+        tokens=GRID, heads=4, head_dim=80, mask=masks.same(Table("doc", GRID.tokens, "int32", 0, 9))
+    )
+    for target in CHIPS:
+        if target.capability in ((8, 0), (9, 0), (10, 0)):
+            made = check(spec, Config(128, 128, 4, 1), target)
+            assert made.shared_bytes >= 128 * 128 * 4
+
+
+def test_other_loads_fit_too() -> None:
+    """Where descriptors are legal and a tensor's strides are not theirs, there is a configuration
+    with pointer loads that the same GPU can run, and often not with as many stages."""
+    fewer = 0
+    for target in CHIPS:
+        for spec, config in legal(target)[::5]:
+            if config.loads == "descriptor":
+                tunable = AttentionTunable(spec)
+                other = chosen(config, tunable.legal, target)
+                assert other.loads == "pointer"
+                assert tunable.legal(other.to_json(), target) is None
+                fewer += (other.block_m, other.num_stages) != (config.block_m, config.num_stages)
+    assert fewer
 
 
 def test_no_gpu_is_too_old_in_silence() -> None:

@@ -15,6 +15,7 @@ from kdsl.errors import ConfigError, UnsupportedError
 from kdsl.grid import Grid
 from kdsl.kernels.attention import generate, launch
 from kdsl.kernels.attention.config import Config
+from kdsl.kernels.attention.fallback import chosen, fitting
 from kdsl.kernels.attention.hopper import config as hopper
 from kdsl.kernels.attention.hopper import launch as hopper_launch
 from kdsl.kernels.attention.tunable import AttentionTunable
@@ -259,7 +260,8 @@ def test_tensors_that_tma_fetches() -> None:
     assert hopper_launch.describable_tensors((x, x.transpose(1, 2).contiguous().transpose(1, 2)))
     for odd in (x[..., 1:], x.transpose(2, 3), x[:, :1].expand(-1, 4, -1, -1), x[..., ::2]):
         assert not hopper_launch.describable_tensors((x, odd))
-        fitting = launch.fitting(LATE, (x, odd))
-        assert (fitting.template, fitting.loads) == ("portable", "pointer")
-        assert AttentionTunable(spec_of()).legal(fitting.to_json(), H100) is None
-    assert launch.fitting(LATE, (x, x)) == LATE
+        legal = AttentionTunable(spec_of()).legal
+        for found in (fitting(LATE, (x, odd), legal), chosen(LATE, legal, H100)):
+            assert (found.template, found.loads) == ("portable", "pointer")
+            assert legal(found.to_json(), H100) is None
+        assert fitting(LATE, (x, x), legal) == LATE

@@ -18,7 +18,7 @@ from kdsl.targets import Target
 
 pytest.importorskip("cupy")
 
-CHIPS = [targets.get(name) for name in ("a100", "l4", "h100", "b200")]
+CHIPS = [targets.get(name) for name in ("a100", "l4", "h100", "b200", "rtx5090")]
 LAYOUTS = {
     "none": None,
     "token": layouts.int8("token"),
@@ -52,7 +52,7 @@ def check(spec: Permute, config: Config, target: Target) -> Compiled:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("target", CHIPS, ids=lambda t: f"sm_{t.cc}")
 def test_every_kernel_compiles_everywhere(target: Target, layout: str, dtype: str) -> None:
-    """Every layout and dtype for sm_80, 89, 90 and 100: no spills, no flushed subnormals."""
+    """Every layout and dtype for sm_80, 89, 90, 100 and 120: no spills, no flushed subnormals."""
     spec = spec_of(LAYOUTS[layout], dtype)
     check(spec, default(spec), target)
 
