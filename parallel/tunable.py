@@ -15,6 +15,7 @@ import numpy.typing as npt
 from kdsl.blocks import Blocks
 from kdsl.errors import ConfigError, UnsupportedError
 from kdsl.parallel import families
+from kdsl.parallel.calibration import fitted
 from kdsl.parallel.cost import Costs, most_chunks, simulate
 from kdsl.parallel.dbsp import BONUS, dbsp
 from kdsl.parallel.mesh import Mesh
@@ -75,7 +76,7 @@ class Config:
 class PartitionTunable:
     """One partition spec with the values of its attention's tables.
 
-    ``costs`` are by default those of the data sheets; give fitted ones where there are any.
+    ``costs`` are by default those fitted beside the database, else the data sheets'.
     """
 
     op = "partition"
@@ -111,7 +112,8 @@ class PartitionTunable:
             at_start = grid.text_at == "start"
             first = 0 if at_start else grid.tokens - grid.text
             text = (first, first + grid.text)
-        return Costs.of(spec.attention, target, Topology.of(spec), self.batch, text)
+        plain = Costs.of(spec.attention, target, Topology.of(spec), self.batch, text)
+        return fitted(plain, spec, target, self.batch)
 
     def space(self, target: Target) -> dict[str, tuple[Any, ...]]:
         """Choices by name."""
