@@ -127,9 +127,9 @@ class ByRatio:
 class ByGain:
     """A plan is replaced where the predicted gain over its expected reuse pays for the change.
 
-    ``reuse`` counts the attentions (steps) that a plan is expected to serve, ``change_us`` what
-    planning and new index arrays cost.  ``look`` is the share above perfect balance up to which
-    nothing better is looked for, since nothing better can be worth it.
+    ``reuse`` counts the attentions (steps) that a plan is expected to serve, ``change_us`` how
+    long a change holds up the GPUs (index arrays are made beside them).  ``look`` is the fullest
+    rank over the mean up to which nothing better is looked for, for nothing can be worth it.
     """
 
     reuse: int = 10

@@ -181,8 +181,15 @@ class Exchanges:
     def _outputs(self, rank: int) -> Exchange:
         """Results go to where their token lives; replicated tokens to every rank."""
         world, here = self.plan.world, _count(self.home, rank)
-        owner = _joined([np.tile(self.home.owner[t], len(h)) for h, t in self._queries(rank)])
-        sends = [np.flatnonzero((owner == dest) | (owner < 0)) for dest in range(world)]
+        parts: list[list[Longs]] = [[] for _ in range(world)]
+        begin = 0
+        for heads, tokens in self._queries(rank):
+            owner, places = self.home.owner[tokens], tuple(range(len(heads)))
+            for dest in range(world):
+                chosen = np.flatnonzero((owner == dest) | (owner < 0))
+                parts[dest].append(begin + _lines(places, chosen, len(tokens)))
+            begin += len(heads) * len(tokens)
+        sends = [_joined(part) for part in parts]
         own = _local(self.home, rank)
         slots, splits = [], []
         for source in range(world):
@@ -248,5 +255,7 @@ def _joined(parts: list[Longs]) -> Longs:
 def _inverse(source: Longs) -> Longs:
     """Where each line is in a buffer sorted by its source, senders keeping the order of use."""
     out = np.empty(len(source), np.int64)
-    out[np.argsort(source, kind="stable")] = np.arange(len(source))
+    # Of 16-bit numbers a stable sort is a radix sort.
+    small = source.astype(np.int16) if source.max(initial=0) < 2**15 else source
+    out[np.argsort(small, kind="stable")] = np.arange(len(source))
     return out
