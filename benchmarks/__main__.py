@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import overhead, rows
+from benchmarks import overhead, partition, rows
 from benchmarks.attention import VARIANTS
 from benchmarks.attention import suite as attention
 from benchmarks.cases import ATTENTION, LISTS
@@ -30,7 +30,7 @@ RATES = {"flop": (1e9, "TFLOP/s"), "byte": (1e6, "GB/s")}
 def main(arguments: list[str] | None = None) -> int:
     """Run a suite, time host overhead, print the table of results, or check rows' commits."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("suite", choices=[*SUITES, "overhead", "table", "check"])
+    parser.add_argument("suite", choices=[*SUITES, "overhead", "partition", "table", "check"])
     parser.add_argument(
         "--peers",
         default=",".join(PEERS),
@@ -46,6 +46,10 @@ def main(arguments: list[str] | None = None) -> int:
         return overhead.main()
     if given.suite == "table":
         show(rows.load(given.results))
+        return 0
+    if given.suite == "partition":
+        for line in partition.suite():
+            print(line, flush=True)
         return 0
     if given.suite == "check":
         bad = rows.unproven(given.results)
