@@ -1,4 +1,7 @@
-"""``python -m benchmarks SUITE``: check, time side by side, append rows; ``table`` prints them."""
+"""``python -m benchmarks SUITE``: check, time side by side, append rows; ``table`` prints them.
+
+``quality`` measures codes and rotations with NumPy alone.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import rows
+from benchmarks import quality, rows
 from benchmarks.attention import VARIANTS
 from benchmarks.attention import suite as attention
 from benchmarks.cases import ATTENTION
@@ -20,7 +23,7 @@ SUITES = {"attention": (attention, ATTENTION)}
 def main(arguments: list[str] | None = None) -> int:
     """Run a suite, print the table of results, or check that rows belong to their commits."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("suite", choices=[*SUITES, "table", "check"])
+    parser.add_argument("suite", choices=[*SUITES, "quality", "table", "check"])
     parser.add_argument(
         "--peers",
         default=",".join(PEERS),
@@ -31,7 +34,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--commit", default="", help="the commit of these sources, where Git is not"
     )
+    parser.add_argument(
+        "--weights", type=Path, help="trained weights for quality: .safetensors, .npz"
+    )
     given = parser.parse_args(arguments)
+    if given.suite == "quality":
+        try:
+            quality.write(given.results, given.commit or rows.current_commit(), given.weights)
+        except (KdslError, OSError) as error:
+            print(error, file=sys.stderr)
+            return 2
+        return 0
     if given.suite == "table":
         show(rows.load(given.results))
         return 0

@@ -31,6 +31,7 @@ from kdsl.layouts.presets import (
 )
 from kdsl.layouts.quantizer import convert, quantize
 from kdsl.layouts.serial import from_json, to_json
+from kdsl.layouts.twinlog import fit_tlq, tlq
 
 __all__ = [
     "CODES",
@@ -47,6 +48,7 @@ __all__ = [
     "compressed_tensors",
     "convert",
     "describe",
+    "fit_tlq",
     "from_json",
     "gptq",
     "hqq",
@@ -64,6 +66,7 @@ __all__ = [
     "sage",
     "shifted_log",
     "slog",
+    "tlq",
     "to_json",
     "tq1_0",
     "w8",

@@ -6,6 +6,7 @@ import math
 from statistics import NormalDist
 
 import numpy as np
+import numpy.typing as npt
 
 from kdsl.errors import SpecError
 from kdsl.layouts.codes import E4M3, Lut
@@ -19,12 +20,13 @@ SHAPE = {2: 0.6, 3: 0.30, 4: 0.20}
 """Default ``r`` for nearly Gaussian (rotated) weights, by bits."""
 
 
-def normal_float(bits: int = 4, offset: float = 0.9677083) -> tuple[float, ...]:
+def normal_float(bits: int = 4) -> tuple[float, ...]:
     """NormalFloat of QLoRA (arXiv 2305.14314, section 3): quantiles of a Gaussian, zero exact.
 
     One entry more on the positive side; scaled to an absolute maximum of 1; rounded to float32.
     """
     half = 1 << (bits - 1)
+    offset = 1 - (1 / (4 * half) + 1 / (4 * half - 2)) / 2
     normal = NormalDist()
     up = [normal.inv_cdf(p) for p in np.linspace(offset, 0.5, half + 1)[:-1]]
     down = [-normal.inv_cdf(p) for p in np.linspace(offset, 0.5, half)[:-1]]
@@ -86,7 +88,7 @@ def shifted_log(bits: int, r: float | None = None, exact: str = "int8", twin: fl
     return Lut(tuple(entries.tolist()), f"slog{bits}(r={r:g}, {exact})")
 
 
-def _in_e4m3(entries: np.ndarray) -> np.ndarray:
+def _in_e4m3(entries: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Entries at the scale, within a factor of two, where e4m3 rounds them best."""
     tops = 16.0 * 2.0 ** (np.arange(64) / 64)
     rounded = [E4M3.decode(E4M3.encode(t * entries)).astype(np.float64) for t in tops]

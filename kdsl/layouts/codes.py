@@ -7,7 +7,7 @@ pattern.  A value beyond the code's range is an error unless clipping is asked f
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -154,9 +154,10 @@ class Float:
             fraction, power = np.frexp(given)
             power = np.where(fraction == 0.5, power - 1, power) + self.bias
             return np.where(given == 0, 0, np.maximum(power, 0)).astype(np.int64)
+        _inside(given, -np.finfo(np.float32).max, np.finfo(np.float32).max, self)
         magnitude = np.abs(given)
         _, power = np.frexp(magnitude)
-        exponent = np.maximum(power - 1 + self.bias, 1)
+        exponent = np.where(magnitude == 0, 1, np.maximum(power - 1 + self.bias, 1))
         step = exponent - self.bias - self.mantissa
         units = np.rint(np.ldexp(magnitude, -step)).astype(np.int64)
         # A full carry moves to the next exponent by itself; below the hidden bit: subnormal.
@@ -220,7 +221,83 @@ class Lut:
         return found
 
 
-Code = Int | Float | Lut
+@dataclass(frozen=True)
+class TwinLog:
+    """Signs and positions on a logarithmic grid: ``sign * (2**((q + zero) * delta) - eta)``.
+
+    ``levels`` are the bits of the method, ``n = 2**(levels - 1)`` positions a sign.  Published
+    (``"paper"``): ``2**levels`` symbols, each sign over its own range; a zero weight takes the
+    smallest positive one.  Public code (``"code"``): zero is a symbol, the negative side has
+    ``n + 1`` positions, so that a pattern takes ``levels + 1`` bits; zero points are whole.
+    """
+
+    levels: int
+    variant: str = "paper"
+
+    def __post_init__(self) -> None:
+        if self.variant not in ("paper", "code") or not 2 <= self.levels <= 7:
+            raise SpecError(f"{self!r}", hint='2 to 7 levels, "paper" or "code"')
+
+    @property
+    def bits(self) -> int:
+        """Bits of a pattern."""
+        return self.levels + (self.variant == "code")
+
+    @property
+    def positions(self) -> int:
+        """Positions of a sign."""
+        return 1 << (self.levels - 1)
+
+    def split(self, patterns: npt.ArrayLike) -> tuple[npt.NDArray[np.int64], Patterns]:
+        """Signs (-1, 0, 1) and positions of patterns."""
+        held, n = np.asarray(patterns, np.int64), self.positions
+        if self.variant == "paper":
+            return np.where(held < n, 1, -1), held % n
+        sign = np.where(held == 0, 0, np.where(held <= n, 1, -1))
+        return sign, np.where(sign > 0, held - 1, np.maximum(held - n - 1, 0))
+
+    def join(self, sign: npt.NDArray[Any], position: Patterns) -> Patterns:
+        """The patterns of signs and positions."""
+        n = self.positions
+        if self.variant == "paper":
+            return np.where(sign < 0, position + n, position)
+        return np.where(sign > 0, position + 1, np.where(sign < 0, position + n + 1, 0))
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """A SpecError: the range is that of the parameters."""
+        raise _bare()
+
+    @property
+    def limit(self) -> float:
+        """A SpecError: the range is that of the parameters."""
+        raise _bare()
+
+    def decode(self, patterns: npt.ArrayLike) -> Floats:
+        """A SpecError: patterns have values with parameters alone."""
+        raise _bare()
+
+    def encode(self, values: npt.ArrayLike, *, clip: bool = False) -> Patterns:
+        """A SpecError: see `kdsl.layouts.fit_tlq`."""
+        raise _bare()
+
+    def decode_with(self, patterns: npt.ArrayLike, parameters: Sequence[Floats]) -> Floats:
+        """Values, from the parameters in the order of `PARAMETERS`, in float32."""
+        sign, position = self.split(patterns)
+        up, zero_up, down, zero_down, eta = parameters
+        delta, zero = np.where(sign > 0, up, down), np.where(sign > 0, zero_up, zero_down)
+        magnitude = np.exp2((position.astype(np.float32) + zero) * delta) - eta
+        out: Floats = (sign.astype(np.float32) * magnitude).astype(np.float32)
+        return out
+
+
+def _bare() -> SpecError:
+    return SpecError("twin-log patterns have no values of their own", hint="layouts.fit_tlq")
+
+
+PARAMETERS = ("delta_plus", "zero_plus", "delta_minus", "zero_minus", "eta")
+"""What `TwinLog.decode_with` takes, in this order."""
+Code = Int | Float | Lut | TwinLog
 
 E2M1 = Float(2, 1, 1)
 E2M3 = Float(2, 3, 1)
@@ -269,6 +346,8 @@ def code_to_json(code: Code) -> dict[str, Any]:
             "special": code.special,
             "unsigned": code.unsigned,
         }
+    if isinstance(code, TwinLog):
+        return {"kind": "twinlog", "levels": code.levels, "variant": code.variant}
     return {"kind": "lut", "values": [v.hex() for v in code.values], "name": code.name}
 
 
@@ -281,6 +360,8 @@ def code_from_json(value: Mapping[str, Any]) -> Code:
         return Int(**given)
     if kind == "float":
         return Float(**given)
+    if kind == "twinlog":
+        return TwinLog(**given)
     if kind == "lut":
         return Lut(tuple(float.fromhex(v) for v in given.pop("values")), **given)
-    raise SpecError(f"code of kind {kind!r}", hint="int, float or lut")
+    raise SpecError(f"code of kind {kind!r}", hint="int, float, lut or twinlog")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kdsl.layouts.codes import Code, Float, Int, Lut
+from kdsl.layouts.codes import Code, Float, Int, TwinLog
 from kdsl.layouts.format import Buffer, Format, Level
 from kdsl.layouts.groups import Shape
 
@@ -27,6 +27,8 @@ def describe(fmt: Format, shape: Shape, words: int = 4) -> str:
 
 def _formula(level: Level) -> str:
     text = level.field.name
+    if level.parameters:
+        text = f"twinlog({', '.join([text, *(_formula(p) for p in level.parameters)])})"
     for part, sign in ((level.zero, "-"), (level.scale, "*"), (level.offset, "+")):
         if part is not None:
             text = f"({text} {sign} {_formula(part)})"
@@ -40,7 +42,8 @@ def _code(code: Code) -> str:
     if isinstance(code, Float):
         sign = "" if code.unsigned else "sign "
         return f"float{code.bits} ({sign}{code.exponent} exponent {code.mantissa} mantissa)"
-    assert isinstance(code, Lut)
+    if isinstance(code, TwinLog):
+        return f"twin-log of {code.levels} bits ({code.variant})"
     return f"codebook {code.name} of {len(code.values)}"
 
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from kdsl.errors import InputError, SpecError
 from kdsl.expr.evaluate import evaluate
 from kdsl.expr.nodes import var
-from kdsl.layouts.codes import Code, Floats, Patterns
+from kdsl.layouts.codes import PARAMETERS, Code, Floats, Patterns, TwinLog
 from kdsl.layouts.groups import Block, Groups, Indexed, Shape
 from kdsl.layouts.pattern import Placement, resolve
 
@@ -65,11 +65,18 @@ class Level:
     scale: Level | None = None
     zero: Level | None = None
     offset: Level | None = None
+    parameters: tuple[Level, ...] = ()
+    """What a code such as twin-log decodes with; it has no values of its own."""
+
+    def __post_init__(self) -> None:
+        wanted = len(PARAMETERS) if isinstance(self.field.code, TwinLog) else 0
+        if len(self.parameters) != wanted:
+            raise SpecError(f"{self.field.name!r} takes {wanted} parameters")
 
     def walk(self) -> Iterator[Level]:
         """This level and every one below it."""
         yield self
-        for part in (self.scale, self.zero, self.offset):
+        for part in (self.scale, self.zero, self.offset, *self.parameters):
             if part is not None:
                 yield from part.walk()
 
@@ -299,7 +306,11 @@ class Format:
     def _values(self, level: Level, fields: Fields, shape: Shape, tables: Any) -> Floats:
         field = level.field
         at = entry_index(field.groups, shape, tables)
-        value = field.code.decode(fields[field.name])[at]
+        if isinstance(field.code, TwinLog):
+            given = [self._values(p, fields, shape, tables) for p in level.parameters]
+            value = field.code.decode_with(fields[field.name][at], given)
+        else:
+            value = field.code.decode(fields[field.name])[at]
         with np.errstate(all="ignore"):
             if level.zero is not None:
                 value = value - self._values(level.zero, fields, shape, tables)

@@ -284,7 +284,7 @@ def _decoded(code: Code, stored: str, words: tuple[str, str]) -> str:
     if code == E8M0:
         return f"power_of_two({stored})"
     if not isinstance(code, Float) or code.unsigned or code.exponent > 6:
-        raise UnsupportedError(f"no leaf decodes {code!r}", hint="a code of the presets")
+        raise UnsupportedError(f"no leaf decodes {code!r}", hint="layouts.slog")
     special = {"none": 0, "ieee": 1, "fn": 2}[code.special]
     return (
         f"small_float({stored}, {code.exponent}, {code.mantissa}, {code.bias}, {true}, {special})"

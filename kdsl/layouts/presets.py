@@ -14,8 +14,10 @@ _PLAIN = "n g x -> n | g x"
 _TURNED = "n g x -> g | n x"
 
 
-def _scale(groups: Groups, code: Code = F16, fit: str = "largest", **more: Level) -> Level:
-    return Level(Field("scale", code, groups, fit), **more)
+def _scale(
+    groups: Groups, code: Code = F16, fit: str = "largest", scale: Level | None = None
+) -> Level:
+    return Level(Field("scale", code, groups, fit), scale)
 
 
 def gptq(bits: int = 4, group: int = 128, act_order: bool = False) -> Format:

@@ -130,12 +130,16 @@ class _Fit:
         low, high = code.ends
         top = self.over(scale.field, work, 0.0, np.maximum)
         bottom = self.over(scale.field, work, 0.0, np.minimum)
-        found = self.level(scale, (top - bottom) / (high - low) * clip, 1.0)
+        steps = (top - bottom) / (high - low)
         if level.zero is None:
-            return found, np.float32(0)
+            return self.level(scale, steps * clip, 1.0), np.float32(0)
+        # A zero point that its code cannot hold (GPTQ has none below 1) takes a longer step.
+        first, last = level.zero.field.code.ends
+        steps = np.maximum(steps, np.maximum(top / (high - first), -bottom / (last - low)))
+        found = self.level(scale, steps * clip, 1.0)
         safe = np.where(found == 0, 1, found).astype(np.float64)
         zero = np.where(found == 0, low, low - bottom * clip / safe)
-        return found, self.level(level.zero, zero, 1.0)
+        return found, self.level(level.zero, np.clip(zero, first, last), 1.0)
 
 
 def convert(

@@ -43,6 +43,7 @@ def _level(level: Level | None) -> dict[str, Any] | None:
         "scale": _level(level.scale),
         "zero": _level(level.zero),
         "offset": _level(level.offset),
+        "parameters": [_level(p) for p in level.parameters],
     }
 
 
@@ -50,7 +51,8 @@ def _read_level(value: Mapping[str, Any]) -> Level:
     below = {
         n: None if value[n] is None else _read_level(value[n]) for n in ("scale", "zero", "offset")
     }
-    return Level(_read_field(value["field"]), **below)
+    parameters = tuple(map(_read_level, value["parameters"]))
+    return Level(_read_field(value["field"]), **below, parameters=parameters)
 
 
 def _field(field: Field) -> dict[str, Any]:
