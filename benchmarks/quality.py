@@ -169,6 +169,7 @@ def measure(weights: Path | None = None) -> Iterator[dict[str, Any]]:
 
 def write(results: Path, commit: str, weights: Path | None = None) -> Path:
     """Measure, print each line and write all to ``<results>/quality.json``."""
+    sources = rows.sources_hash()
     found = []
     for line in measure(weights):
         print(json.dumps(line), flush=True)
@@ -176,7 +177,7 @@ def write(results: Path, commit: str, weights: Path | None = None) -> Path:
     path = results / "quality.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     about = {
-        "commit": commit, "sources": rows.sources_hash(), "seed": SEED, "date": rows.today(),
+        "commit": commit, "sources": sources, "seed": SEED, "date": rows.today(),
         "numpy": np.__version__, "shape": [ROWS, COLUMNS], "lines": found,
     }  # fmt: skip
     path.write_text(json.dumps(about, indent=1) + "\n")

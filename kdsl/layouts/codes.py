@@ -154,7 +154,8 @@ class Float:
             fraction, power = np.frexp(given)
             power = np.where(fraction == 0.5, power - 1, power) + self.bias
             return np.where(given == 0, 0, np.maximum(power, 0)).astype(np.int64)
-        _inside(given, -np.finfo(np.float32).max, np.finfo(np.float32).max, self)
+        largest = float(np.finfo(np.float32).max)
+        _inside(given, -largest, largest, self)
         magnitude = np.abs(given)
         _, power = np.frexp(magnitude)
         exponent = np.where(magnitude == 0, 1, np.maximum(power - 1 + self.bias, 1))
