@@ -68,9 +68,10 @@ def with_code(code: Code, group: int | None, fit: str = "largest") -> Format:
 
 
 def decibels(x: Matrix, got: Matrix) -> float:
-    """Signal-to-noise."""
-    error = np.sum((got.astype(np.float64) - x) ** 2)
-    return float(10 * np.log10(np.sum(x.astype(np.float64) ** 2) / error))
+    """Signal-to-noise; infinite where nothing is lost."""
+    error = float(np.sum((got.astype(np.float64) - x) ** 2))
+    size = float(np.sum(x.astype(np.float64) ** 2))
+    return 10 * float(np.log10(size / error)) if error else float("inf")
 
 
 def searched(code: Code, x: Matrix, group: int | None = None) -> float:
