@@ -1,8 +1,8 @@
 """``python -m benchmarks SUITE``: check, time side by side with peers, append rows to the results.
 
-``attention`` and ``lists`` need a GPU.  ``overhead``, ``partition`` and ``quality`` do not: the host's
-part of a call, plans for many ranks, errors of codes and rotations.  ``table`` prints the results,
-``check`` says whether each row belongs to its commit.
+``attention`` and ``lists`` need a GPU.  ``overhead``, ``partition`` and ``quality`` do not: the
+host's part of a call, plans for many ranks, errors of codes and rotations.  ``table`` prints the
+results, ``check`` says whether each row belongs to its commit.
 """
 
 from __future__ import annotations
