@@ -12,9 +12,11 @@ import numpy.typing as npt
 
 from kdsl.blocks import Blocks
 from kdsl.errors import SpecError
+from kdsl.expr.nodes import boolean
 from kdsl.grid import Grid, as_grid
 from kdsl.intervals import classify
 from kdsl.masks import Mask
+from kdsl.masks.chosen import instead
 from kdsl.orders import Order, identity
 
 Tables = Mapping[str, npt.NDArray[Any]]
@@ -150,6 +152,7 @@ def _picture(
     key_grid = queries if keys is None else as_grid(keys, "keys")
     mask.check_grids(queries, key_grid)
     order = order or mask.order or identity(queries)
+    mask, note = _without_choice(mask, tables)
     one, stored = _one_head(mask, order, (queries.tokens, key_grid.tokens), head, batch, tables)
 
     def blocks(size: tuple[int, int]) -> Blocks:
@@ -170,9 +173,22 @@ def _picture(
     kept, full = cells.kept()[0, 0], cells.kept(partial=False)[0, 0]
     return _Picture(
         kept.astype(np.int8) + full,
-        _heading(counts, block, times, stored, head),
+        _heading(counts, block, times, stored, head) + note,
         _counts(rows),
     )
+
+
+def _without_choice(mask: Mask, tables: Tables | None) -> tuple[Mask, str]:
+    """The mask as it is drawn, and what to say of blocks that are chosen in the call.
+
+    A sample of them in the tables is drawn; without one, all that can be chosen.
+    """
+    if mask.choice is None:
+        return mask, ""
+    if mask.choice.name in (tables or {}):
+        return mask.settled(), f", {mask.choice.text} of a sample"
+    drawn = mask.map(lambda e: instead(e, lambda _: boolean(True)))
+    return drawn, f", all that {mask.choice.text} chooses from"
 
 
 def _one_head(

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdsl.intervals.classify import head_order
+from kdsl.reference.selection import chosen
 from kdsl.specs import Attention, as_array
 
 ROWS = 1 << 22
@@ -44,9 +45,10 @@ def attention(
     out = np.zeros((q.shape[0], q.shape[1], len(picked), q.shape[3]))
     lse = np.full(out.shape[:3], -np.inf)
     finite = bool(np.isfinite(v).all())
+    settled, held = by_item(spec, q, k, tables)
     for b in range(q.shape[0]):
         for h in range(q.shape[1]):
-            head = Head(spec, h, b, tables)
+            head = Head(settled, h, b, held[b])
             queries, keys, values = head.original(
                 q[b, h], k[b, h // spec.group], v[b, h // spec.group]
             )
@@ -61,6 +63,16 @@ def attention(
                     score, values, None if finite else head.visited(picked[part])
                 )
     return out, lse
+
+
+def by_item(
+    spec: Attention, q: Float, k: Float, tables: Mapping[str, npt.NDArray[Any]] | None
+) -> tuple[Attention, list[Mapping[str, npt.NDArray[Any]] | None]]:
+    """The spec with what its mask chooses as a map of blocks, and the tables of each batch item."""
+    if spec.mask.choice is None:
+        return spec, [tables] * q.shape[0]
+    name, found = spec.mask.choice.name, chosen(spec, q, k, tables).astype(np.uint8)
+    return spec.settled(), [{**(tables or {}), name: kept} for kept in found]
 
 
 class Head:

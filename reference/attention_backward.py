@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdsl.reference.attention import ROWS, Float, Head, softmax_product
+from kdsl.reference.attention import ROWS, Float, Head, by_item, softmax_product
 from kdsl.specs import Attention, as_array
 
 
@@ -44,9 +44,10 @@ def attention_backward(
     slope = np.zeros(q.shape[:3]) if dlse is None else as_array(dlse, np.float64)
     dq, dk, dv = (np.zeros_like(x) for x in (q, k, v))
     finite = all(np.isfinite(x).all() for x in (q, k, v, dout, slope))
+    settled, held = by_item(spec, q, k, tables)
     for b in range(q.shape[0]):
         for h in range(q.shape[1]):
-            head, g = Head(spec, h, b, tables), h // spec.group
+            head, g = Head(settled, h, b, held[b]), h // spec.group
             queries, keys, values = head.original(q[b, h], k[b, g], v[b, g])
             q_at, k_at = head.places
             step = max(ROWS // max(k.shape[2], 1), 1)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from hypothesis import settings
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 GPU = "h100" if DEVICE == "cpu" else None
@@ -22,3 +23,8 @@ def poisoned_memory() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def examples(few: int) -> int:
+    """So many examples of a slow property, and at night as many times more as of any other."""
+    return few * settings.default.max_examples // 50

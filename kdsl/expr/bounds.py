@@ -69,7 +69,7 @@ def node_bounds(node: Expr, args: list[Bounds], indices: Mapping[str, Bounds]) -
         return (node.data.low, node.data.high)
     if op == "visual":
         return _visual(node.data, *args[0])
-    if op in ("blocks", "clear"):
+    if op in ("blocks", "chosen", "clear"):
         return (0, 1)
     if node.is_bool:
         return _truth(op, args)

@@ -34,7 +34,7 @@ INT_OPS = frozenset(
     }
 )
 BOOL_OPS = frozenset(
-    {"bool", "visual", "blocks", "lt", "le", "eq", "ne", "and", "or", "not", "clear"}
+    {"bool", "visual", "blocks", "chosen", "lt", "le", "eq", "ne", "and", "or", "not", "clear"}
 )
 """``clear``: no bit of a third integer is set in either of two.  Leaves are printed with it
 (`kdsl.kernels.attention.ranges`); masks and specs never hold it."""
@@ -309,6 +309,7 @@ _ARITY = {
     **dict.fromkeys(("const", "bool", "var"), 0),
     **dict.fromkeys(("coord", "visual", "abs", "not"), 1),
     **dict.fromkeys(("where", "blocks", "clear"), 3),
+    "chosen": 4,
 }
 _BOOLEAN_ARGUMENTS = {
     "and": (True, True),

@@ -28,7 +28,12 @@ def _data(node: Expr) -> Any:
     if node.op == "table":
         return node.data.to_json()
     if node.op == "blocks":
-        return [node.data.name, list(node.data.block), node.data.shared]
+        # A capacity is written where there is one: it came after the form was frozen.
+        held = [node.data.name, list(node.data.block), node.data.shared]
+        return held if node.data.capacity is None else [*held, node.data.capacity]
+    if node.op == "chosen":
+        held = [node.data.name, list(node.data.block), node.data.rule]
+        return [*held, float(node.data.amount).hex(), node.data.capacity]
     if node.op in ("coord", "visual"):
         return [list(d) if isinstance(d, tuple) else d for d in node.data]
     return node.data
@@ -51,10 +56,19 @@ def _from_data(op: str, data: Any) -> Any:
     if op == "table":
         return Table.from_json(data)
     if op == "blocks":
-        from kdsl.masks.base import BlockMap
+        from kdsl.masks.base import BlockMap, block_sizes, checked_capacity
 
-        name, block, shared = data
-        return BlockMap(str(name), (int(block[0]), int(block[1])), bool(shared))
+        name, block, shared, *capacity = data
+        held = checked_capacity(*capacity) if capacity else None
+        return BlockMap(str(name), block_sizes(block), bool(shared), held)
+    if op == "chosen":
+        from kdsl.masks.base import block_sizes, checked_capacity
+        from kdsl.masks.chosen import Choice
+
+        name, block, rule, amount, most = data
+        amount = float.fromhex(amount)
+        amount = int(amount) if rule == "topk" and amount.is_integer() else amount
+        return Choice(str(name), block_sizes(block), str(rule), amount, checked_capacity(most))
     if op == "coord":
         shape, start, axis, name = data
         return (tuple(map(int, shape)), int(start), int(axis), _one_of(name, COORDINATES))

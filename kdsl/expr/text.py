@@ -54,6 +54,8 @@ def _text(node: Expr, text: dict[str, str], source: bool) -> str:
         return f"{operand(node.args[0])}.{node.data[-1]}"
     if node.op == "visual":
         return f"{operand(node.args[0])}.visual"
+    if node.op == "chosen":
+        return f"{repr(node.data) if source else node.data.text}[{', '.join(args)}]"
     if node.op == "blocks":
         return f"{repr(node.data) if source else node.data.name}[{', '.join(args)}]"
     if node.op in _CALLS:

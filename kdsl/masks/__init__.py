@@ -21,9 +21,11 @@ from kdsl.masks.builtin import (
     varlen,
     window,
 )
+from kdsl.masks.chosen import Choice, topk, topp
 
 __all__ = [
     "BlockMap",
+    "Choice",
     "Mask",
     "blocks",
     "causal",
@@ -40,6 +42,8 @@ __all__ = [
     "segments",
     "sink",
     "text",
+    "topk",
+    "topp",
     "tree",
     "varlen",
     "window",

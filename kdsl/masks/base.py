@@ -15,7 +15,8 @@ from kdsl.expr.evaluate import evaluate
 from kdsl.expr.index import Index
 from kdsl.expr.nodes import Expr, as_expr, boolean, const, make, var
 from kdsl.expr.tables import Table, tables_of
-from kdsl.grid import Grid
+from kdsl.grid import Grid, count
+from kdsl.masks.chosen import Choice, candidates, choice_of, instead
 
 if TYPE_CHECKING:
     from kdsl.orders import Order
@@ -37,6 +38,8 @@ class Mask:
     keys: Grid | None = None
     order: Order | None = None
     key: str = field(init=False)
+    choice: Choice | None = field(init=False)
+    """What is chosen in the call, where something is."""
 
     def __post_init__(self) -> None:
         if not self.variants:
@@ -48,6 +51,7 @@ class Mask:
                     where=repr(expr),
                     hint="a comparison such as `q >= k`",
                 )
+        object.__setattr__(self, "choice", choice_of(self.variants))
         name = "|".join(e.key for e in self.variants)
         object.__setattr__(self, "key", f"{name}|{self.queries!r}|{self.keys!r}|{self.order!r}")
 
@@ -75,9 +79,18 @@ class Mask:
                 )
 
     def resolve(self, heads: int, query_tokens: int, key_tokens: int) -> Mask:
-        """The same mask with its block maps as look-ups in tables of this size."""
+        """The same mask with its block maps as look-ups in tables of this size.
+
+        So is what the call chooses.
+        """
 
         def change(node: Expr) -> Expr | None:
+            if node.op == "chosen":
+                found: Choice = node.data
+                places = found.resolve(heads, query_tokens, key_tokens)
+                batch, head, qs, ks = node.args
+                line = batch * heads + head
+                return places[line, qs // found.block[0], ks // found.block[1]] != 0
             if node.op != "blocks":
                 return None
             rows: BlockMap = node.data
@@ -87,6 +100,33 @@ class Mask:
             return kept[head, qs // rows.block[0], ks // rows.block[1]] != 0
 
         return self.map(lambda e: e.rebuild(change))
+
+    @property
+    def capacity(self) -> int | None:
+        """Most blocks that a row lists when lists are made on the device; None: as many as are.
+
+        The largest that its maps and its choice name, if each names one.
+        """
+        nodes = (n for e in self.variants for n in e.walk() if n.op in ("blocks", "chosen"))
+        named = [n.data.capacity for n in nodes]
+        return max(named) if named and None not in named else None
+
+    @property
+    def candidates(self) -> Mask:
+        """Pairs for which it matters whether the call chooses their block."""
+        return self.map(candidates)
+
+    def settled(self, shared: bool = False) -> Mask:
+        """The same mask with a block map, of the same name, in place of what the call chooses.
+
+        With ``shared`` one map serves all heads.
+        """
+
+        def as_map(node: Expr) -> Expr:
+            _, head, qs, ks = node.args
+            return BlockMap(node.data.name, node.data.block, shared)[head, qs, ks]
+
+        return self.map(lambda e: instead(e, as_map))
 
     def dense(
         self,
@@ -262,12 +302,14 @@ def predicate(
 class BlockMap:
     """Kept blocks as a table known at the call: one map for all query heads, or one for each.
 
-    Its size follows from the spec that uses it.  ``block`` is (queries, keys) a block.
+    Its size follows from the spec that uses it.  ``block`` is (queries, keys) a block,
+    ``capacity`` the most blocks that a row may list.
     """
 
     name: str
     block: tuple[int, int]
     shared: bool = False
+    capacity: int | None = None
 
     @property
     def key(self) -> str:
@@ -281,3 +323,19 @@ class BlockMap:
         """The table of kept blocks, ``[heads or 1, rows, columns]`` of 0 and 1."""
         rows, columns = -(-query_tokens // self.block[0]), -(-key_tokens // self.block[1])
         return Table(self.name, (1 if self.shared else heads, rows, columns), "uint8", 0, 1)
+
+
+def block_sizes(block: object) -> tuple[int, int]:
+    """(queries, keys) of a mask block; SpecError for what is none."""
+    sizes = tuple(n for n in map(count, block) if n) if isinstance(block, Sequence) else ()
+    if len(sizes) != 2 or min(sizes) < 16:
+        raise SpecError(f"blocks of {block}", hint="at least 16 x 16")
+    return sizes
+
+
+def checked_capacity(capacity: object) -> int | None:
+    """A capacity of lists made on the device; SpecError for what is none."""
+    counted = None if capacity is None else count(capacity)
+    if counted is None and capacity is not None:
+        raise SpecError(f"capacity={capacity!r}", hint="blocks a row, at least 1; None: no limit")
+    return counted

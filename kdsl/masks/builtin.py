@@ -13,7 +13,7 @@ from kdsl.expr.nodes import Expr, boolean, var
 from kdsl.expr.tables import Table
 from kdsl.expr.tables import table as make_table
 from kdsl.grid import Grid, as_grid, count
-from kdsl.masks.base import BlockMap, Mask, predicate
+from kdsl.masks.base import BlockMap, Mask, block_sizes, checked_capacity, predicate
 from kdsl.orders import Order
 
 
@@ -189,16 +189,17 @@ def blocks(
     block: tuple[int, int] = (128, 128),
     *,
     shared: bool = False,
+    capacity: int | None = None,
 ) -> Mask:
     """Blocks kept by a table that comes with the call: ``op(q, k, v, tables={name: kept})``.
 
     ``kept`` is a boolean map ``[heads, rows, columns]`` or block rows (`kdsl.blocks`), over stored
     positions of ``order`` (default: the original one).  With ``shared`` all heads use one map.
+    ``capacity`` bounds the memory of lists that are made on the device (default: they hold any
+    map): a longer row visits every block and asks the mask there, which is right and slow, and
+    ``op(..., check=True)`` names it.
     """
-    sizes = tuple(n for n in map(count, block) if n) if isinstance(block, Sequence) else ()
-    if len(sizes) != 2 or min(sizes) < 16:
-        raise SpecError(f"blocks of {block}", hint="at least 16 x 16")
-    rows = BlockMap(name, sizes, bool(shared))
+    rows = BlockMap(name, block_sizes(block), bool(shared), checked_capacity(capacity))
     return Mask((rows[var("head"), var("qs"), var("ks")],), order=order)
 
 

@@ -24,7 +24,7 @@ from kdsl.runtime.bound import Bound, remember
 from kdsl.runtime.calibration import CostModel
 from kdsl.runtime.checks import check_finite, check_tensors
 from kdsl.runtime.choice import Choice, choose, settle
-from kdsl.runtime.on_device import OnDevice
+from kdsl.runtime.on_device import OnDevice, Source
 from kdsl.runtime.operator import Operator, Tables, array_tables, require_values
 from kdsl.runtime.predict import Prediction
 from kdsl.runtime.program import Program, empty_results, nothing_to_do
@@ -71,7 +71,7 @@ class AttentionOperator(Operator):
             if table.name in self.fixed:
                 self.fixed[table.name] = table.checked(self.fixed[table.name])
         self.on_device = OnDevice(spec, self.fixed)
-        known = {t.name for t in spec.open_tables} <= set(self.fixed)
+        known = {t.name for t in spec.open_tables} <= set(self.fixed) and not spec.mask.choice
         self.tunable = (
             self._bound(self.fixed, 1).tunable
             if known
@@ -108,7 +108,14 @@ class AttentionOperator(Operator):
             out, lse = self._by_kernel((q, k, v), tables, kind)
         if check:
             check_finite({"the output": out})
+            if self.spec.mask.capacity is not None and hasattr(q, "is_cuda"):
+                self._check_capacity((q, k, v), tables)
         return (out, lse) if self.spec.return_lse else out
+
+    def _check_capacity(self, tensors: tuple[Any, ...], tables: Tables | None) -> None:
+        if self.reads_on_device(tables, tensors[0].device):
+            batch = tensors[0].shape[0] if self.by_batch else 1
+            self.on_device.check_capacity(self.program(False), tables, batch, tensors)
 
     def operands(
         self, tables: Tables | None, batch: int, device: Any, differentiated: bool
@@ -128,6 +135,14 @@ class AttentionOperator(Operator):
     def reads_on_device(self, tables: Tables | None, device: Any) -> bool:
         """Whether the lists of a call with these tables are made on the device."""
         return self.backend != "reference" and self.on_device.reads(tables, device)
+
+    def sources(self, names: tuple[str, ...], device: Any) -> tuple[list[Source], list[Source]]:
+        """Where the tables of a call come from that brings some: its choice's, its leaves'."""
+        choice = self.on_device.choice
+        if choice is None:
+            return [], self.on_device.sources(names, device)
+        picked = self.on_device.choice_sources(names, device)
+        return picked, self.on_device.sources((*names, choice.name), device)
 
     def program(self, differentiated: bool) -> Program:
         """What torch's operations run, with the backward or without."""
@@ -223,9 +238,10 @@ class AttentionOperator(Operator):
         device, batch = tensors[0].device, tensors[0].shape[0]
         module = self.module(config.template)
         with self.on(device):
-            if tables is not None and self.reads_on_device(tables, device):
+            chooses = self.on_device.choice is not None
+            if (chooses or tables is not None) and self.reads_on_device(tables, device):
                 batch = batch if self.by_batch else 1
-                made = self.on_device.upload(self.program(False), tables, batch, device)
+                made = self.on_device.upload(self.program(False), tables, batch, device, tensors)
             else:
                 made = self._bound_for(tables, batch).upload(device)
             return launch.launch(module, self.spec, config, made[0], tensors, made[1], kind=kind)
@@ -267,8 +283,22 @@ class AttentionOperator(Operator):
         return (out, lse) if self.spec.return_lse else out
 
     def blocks(self, tables: Tables | None = None, batch: int = 1) -> Blocks:
-        """Rows of full and partial blocks for these table values."""
-        return self._bound_for(tables, batch).blocks
+        """Rows of full and partial blocks for these table values.
+
+        What the mask chooses in a call is as in the tables given, if it is, or as many blocks.
+        """
+        if self.spec.mask.choice is None:
+            return self._bound_for(tables, batch).blocks
+        given = {**self.fixed, **array_tables(self.spec, tables)}
+        self._checked(given)
+        found = AttentionTunable(self.spec, given, batch).blocks
+        if found is None:
+            name = self.spec.mask.choice.name
+            raise InputError(
+                f"how many blocks {self.spec.mask.choice.text} keeps depends on q and k",
+                hint=f"tables={{{name!r}: a boolean map as a sample}}",
+            )
+        return found
 
     def bind(self, tables: Tables) -> AttentionOperator:
         """The operator with table values; the configuration is looked up again for their mask."""
@@ -338,7 +368,7 @@ class AttentionOperator(Operator):
 
     def show(self, head: int = 0, **options: Any) -> str:
         """The blocks of one head as characters."""
-        return self.spec.element_mask.show(
+        return self.spec.mask.show(
             self.spec.query_grid,
             self.spec.key_grid,
             order=self.spec.query_order,

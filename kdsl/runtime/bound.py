@@ -94,7 +94,7 @@ class Bound:
         import torch
 
         if device not in self.as_operands:
-            held = (self.tables.get(t.name, t.values) for t in self.tunable.spec.tables)
+            held = (self.tables.get(t.name, t.values) for t in self.tunable.spec.given_tables)
             with without_modes():
                 tables = [torch.from_numpy(np.array(v)).to(device) for v in held]
             remember(self.as_operands, device, ([], tables))

@@ -38,7 +38,7 @@ def sources(operator: AttentionOperator, tables: Any, device: Any, differentiate
 def _sources(
     operator: AttentionOperator, names: tuple[str, ...], device: Any, differentiated: bool
 ) -> Any:
-    return operator.on_device.sources(names, device), operator.program(differentiated).name
+    return *operator.sources(names, device), operator.program(differentiated).name
 
 
 @torch._dynamo.disable(  # type: ignore[no-untyped-call, untyped-decorator]

@@ -20,7 +20,7 @@ from kdsl.kernels.attention.backward.tunable import BackwardTunable
 from kdsl.kernels.attention.config import Config
 from kdsl.kernels.attention.fallback import fitting
 from kdsl.kernels.attention.tunable import AttentionTunable
-from kdsl.kernels.lists import call
+from kdsl.kernels.lists import call, chosen
 from kdsl.reference.attention import attention as reference_attention
 from kdsl.reference.attention_backward import attention_backward as reference_backward
 from kdsl.runtime import codecache
@@ -97,9 +97,21 @@ class Program:
             return None
         return codecache.load(generate.source(self.spec, call.TEMPLATE))
 
-    def lists(self, tables: Sequence[Tensor], batch: int, inverted: bool) -> list[Tensor]:
+    def lists(
+        self, tables: Sequence[Tensor], batch: int, inverted: bool, flags: Any = None
+    ) -> list[Tensor]:
         """Lists of a call whose tables are on the device, made there; see `kdsl.kernels.lists`."""
-        return call.of_call(self.spec, self._classifier, tables, batch, inverted)
+        return call.of_call(self.spec, self._classifier, tables, batch, inverted, flags)
+
+    @cached_property
+    def _open_to_choice(self) -> Any:
+        if not chosen.classified_in_call(self.spec):
+            return None
+        return codecache.load(generate.source(self.spec.candidates, call.TEMPLATE))
+
+    def chosen(self, q: Tensor, k: Tensor, tables: Sequence[Tensor]) -> Tensor:
+        """The blocks that the mask chooses in a call; see `kdsl.kernels.lists.chosen`."""
+        return chosen.of_call(self.spec, self._open_to_choice, q, k, tables)
 
     def forward(
         self, tensors: Tensors, lists: Sequence[Tensor], tables: Sequence[Tensor]
@@ -181,7 +193,7 @@ class Program:
         return {FORWARD: whole, KEYS: keys, QUERIES: queries}
 
     def _values(self, tables: Sequence[Tensor]) -> dict[str, Any]:
-        names = (t.name for t in self.spec.tables)
+        names = (t.name for t in self.spec.given_tables)
         return {n: t.cpu().numpy() for n, t in zip(names, tables, strict=True)}
 
 

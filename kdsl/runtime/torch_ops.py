@@ -2,7 +2,8 @@
 
 ``kdsl::attention`` and ``kdsl::attention_backward`` take the program by its name (canonical JSON),
 rows of blocks and tables as tensors; ``kdsl::attention_lists`` makes the rows of tables that came
-with the call.  They do not look at values, and wait for nothing.
+with the call, ``kdsl::attention_chosen`` the map of blocks that a mask chooses in it.  They do not
+look at values, and wait for nothing.
 
 The programs by name are the one piece of global state of this library: those of living operators,
 and a bounded number of others, from which what drops out is made again of its name.
@@ -45,6 +46,10 @@ _library.define(
     tags=_TAGS,
 )
 _library.define(
+    "attention_chosen(Tensor q, Tensor k, Tensor[] tables, str program) -> Tensor",
+    tags=_TAGS,
+)
+_library.define(
     "attention_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out,"
     " Tensor lse, Tensor[] lists, Tensor[] tables, str program, bool queries, bool keys)"
     " -> (Tensor, Tensor, Tensor)",
@@ -76,22 +81,31 @@ def attention(operator: AttentionOperator, tensors: Sequence[Tensor], tables: An
     batch = q.shape[0] if operator.by_batch else 1
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     here = operator.reads_on_device(tables, q.device)
+    choice = operator.on_device.choice if here else None
+    if choice is not None and not torch.compiler.is_compiling():
+        tables = operator.on_device.placed(tables, q.device)
     if torch.compiler.is_compiling():
         from kdsl.runtime import graph_inputs
 
         if operator.by_batch:
             batch = graph_inputs.known(batch)
         if here:
-            sources, name = graph_inputs.sources(operator, tables, q.device, differentiated)
+            tables = tables or {}
+            found = graph_inputs.sources(operator, tables, q.device, differentiated)
+            picked, sources, name = found
         else:
             find = graph_inputs.read_tables if tables else graph_inputs.constants
             lists, values, name = find(operator, tables, batch, q.device, differentiated)
     elif here:
-        sources = operator.on_device.sources(tuple(tables), q.device)
+        picked, sources = operator.sources(tuple(tables), q.device)
         name = operator.program(differentiated).name
     else:
         lists, values, name = operator.operands(tables, batch, q.device, differentiated)
     if here:
+        if choice is not None:
+            taken = operands_of(picked, tables)
+            kept = torch.ops.kdsl.attention_chosen(q.detach(), k.detach(), taken, name)
+            tables = {**tables, choice.name: kept}
         values = operands_of(sources, tables)
         lists = torch.ops.kdsl.attention_lists(values, name, batch, differentiated)
     return torch.ops.kdsl.attention(q, k, v, lists, values, name)
@@ -150,6 +164,16 @@ def _attention_lists_fake(
     tables: list[Tensor], program: str, batch: int, inverted: bool
 ) -> list[Tensor]:
     return call.empty(program_named(program).spec, tables[0].device, batch, inverted)
+
+
+def _attention_chosen(q: Tensor, k: Tensor, tables: list[Tensor], program: str) -> Tensor:
+    with on(q.device):
+        return program_named(program).chosen(q, k, tables)
+
+
+def _attention_chosen_fake(q: Tensor, k: Tensor, tables: list[Tensor], program: str) -> Tensor:
+    rows, columns = call.sizes(program_named(program).spec)
+    return q.new_empty((q.shape[0] * q.shape[1], rows, columns), dtype=torch.uint8)
 
 
 def _attention_backward(
@@ -234,6 +258,8 @@ for _name, _run, _fake, _backward, _keep in (
     torch.library.register_autograd(f"kdsl::{_name}", _backward, setup_context=_keep, lib=_library)
 
 
+_library.impl("attention_chosen", _attention_chosen, "CompositeExplicitAutograd")
+torch.library.register_fake("kdsl::attention_chosen", _attention_chosen_fake, lib=_library)
 _library.impl("attention_lists", _attention_lists, "CompositeExplicitAutograd")
 torch.library.register_fake("kdsl::attention_lists", _attention_lists_fake, lib=_library)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -159,7 +159,7 @@ class Attention:
                 f"masks for {len(mask.variants)} heads, the spec has {self.heads}",
                 hint="one mask, or one for each query head",
             )
-        for rows in mask.block_maps():
+        for rows in (*mask.block_maps(), *([mask.choice] if mask.choice else ())):
             if rows.block != self.block:
                 raise SpecError(
                     f"block map {rows.name!r} has blocks of {rows.block}, the spec {self.block}",
@@ -233,6 +233,9 @@ class Attention:
     def batch_limit(self) -> int:
         """Most items a batch may have: as many as the shortest table that is looked up by item."""
         sizes = [2**15]
+        if self.mask.choice is not None:
+            held = self.heads, self.query_grid.tokens, self.key_grid.tokens
+            sizes.append(self.mask.choice.most_batch(*held))
         for expr in self.mask.variants:
             for node in (n for n in expr.walk() if n.op == "table"):
                 indexed = zip(node.args, node.data.shape, strict=True)
@@ -253,7 +256,22 @@ class Attention:
     @property
     def open_tables(self) -> tuple[Table, ...]:
         """Tables whose values come with the call."""
-        return tuple(t for t in self.tables if t.values is None)
+        return tuple(t for t in self.given_tables if t.values is None)
+
+    @property
+    def given_tables(self) -> tuple[Table, ...]:
+        """All tables but the one that the operator makes in a call: what its mask chooses."""
+        made = self.mask.choice.name if self.mask.choice else None
+        return tuple(t for t in self.tables if t.name != made)
+
+    @cached_property
+    def candidates(self) -> Attention:
+        """The spec whose kept blocks are those that the mask's choice chooses from."""
+        return replace(self, mask=self.mask.candidates)
+
+    def settled(self, shared: bool = False) -> Attention:
+        """The spec with a map of blocks, known at the call, in place of the mask's choice."""
+        return self if self.mask.choice is None else replace(self, mask=self.mask.settled(shared))
 
     def rows(self, tables: Mapping[str, npt.NDArray[Any]] | None = None, batch: int = 1) -> Blocks:
         """Rows of full and partial blocks, by the interval reader."""

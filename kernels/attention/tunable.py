@@ -58,8 +58,32 @@ class AttentionTunable:
     @cached_property
     def blocks(self) -> Blocks | None:
         """Rows of blocks, or None while a table is not known."""
+        settled = self.settled
+        if settled is not self:
+            return None if settled is None else settled.blocks
         missing = {t.name for t in self.spec.open_tables} - set(self.tables or {})
         return None if missing else self.spec.rows(self.tables, self.batch)
+
+    @cached_property
+    def settled(self) -> AttentionTunable | None:
+        """The same with values for what the mask chooses in a call; None while they are not known.
+
+        They are the sample that the tables hold, or as many blocks as will be chosen.
+        """
+        spec, held = self.spec, dict(self.tables or {})
+        choice = spec.mask.choice
+        if choice is None:
+            return self
+        if {t.name for t in spec.open_tables} - set(held):
+            return None
+        shared = False
+        if choice.name not in held:
+            made = choice.estimate(spec.candidates.rows(held, self.batch).kept()[0])
+            if made is None:
+                return None
+            shared = len(made) == 1
+            held[choice.name] = made.astype(np.uint8)
+        return AttentionTunable(spec.settled(shared), held, self.batch, self.templates)
 
     def space(self, target: Target) -> dict[str, tuple[Any, ...]]:
         """Choices by name."""
@@ -234,7 +258,8 @@ class AttentionTunable:
         """Inputs, calls and checks on a torch device; every table must have values."""
         from kdsl.kernels.attention.runner import AttentionRunner
 
-        return AttentionRunner(self, device, load)
+        assert self.settled is not None, "every table needs values"
+        return AttentionRunner(self.settled, device, load)
 
     def statistics(self) -> Mapping[str, float]:
         """Mask statistics; empty while a table is unknown."""

@@ -23,9 +23,12 @@ MOST_BLOCKS = 2**31 - 1
 
 
 def map_of(spec: Attention) -> Table | None:
-    """The table that is the whole mask, where the mask is one map of blocks and nothing else."""
+    """The table that is the whole mask, where the mask is one map of blocks and nothing else.
+
+    Or one choice of blocks, whose map was made before.
+    """
     first = spec.mask.variants[0]
-    if len(spec.mask.variants) > 1 or first.op != "blocks":
+    if len(spec.mask.variants) > 1 or first.op not in ("blocks", "chosen"):
         return None
     return next(t for t in spec.tables if t.name == first.data.name)
 
@@ -46,7 +49,10 @@ def sizes(spec: Attention) -> tuple[int, int]:
 
 def check_shapes(spec: Attention, tables: Sequence[Tensor]) -> None:
     """InputError where a table has another shape than the spec says."""
+    made = spec.mask.choice.name if spec.mask.choice else None
     for table, x in zip(leaf_tables.tables(spec), tables, strict=True):
+        if table.name == made:
+            continue  # as many items as the batch has
         if tuple(x.shape) != table.shape:
             raise InputError(
                 f"table {table.name!r} has shape {table.shape}, got {tuple(x.shape)}",
@@ -55,13 +61,19 @@ def check_shapes(spec: Attention, tables: Sequence[Tensor]) -> None:
 
 
 def of_call(
-    spec: Attention, module: Any, tables: Sequence[Tensor], batch: int, inverted: bool
+    spec: Attention,
+    module: Any,
+    tables: Sequence[Tensor],
+    batch: int,
+    inverted: bool,
+    flags: list[lists.Rows] | None = None,
 ) -> list[Tensor]:
     """Start, full, partial, index and tiles of the forward, and if asked the inverted ones.
 
     ``tables`` are those that the leaves read, in their order; ``module`` is the generated file of
     `TEMPLATE`, which is not used where the mask is a map of blocks.  Values are not looked at: what
-    lies outside a table's range is the caller's to prevent.
+    lies outside a table's range is the caller's to prevent.  ``flags`` gets the forward's rows,
+    which say where a capacity was too small.
     """
     check_shapes(spec, tables)
     if batch > spec.batch_limit:
@@ -71,12 +83,15 @@ def of_call(
         found = classified(spec, module, tables, batch)
     else:
         names = [t.name for t in leaf_tables.tables(spec)]
-        found = tables[names.index(held.name)][None]
+        found = tables[names.index(held.name)]
+        found = found.view(-1, *_lead_of_map(spec, held, batch)[1:], *found.shape[1:])
     ragged = [
         bool(grid.tokens % size)
         for grid, size in zip((spec.query_grid, spec.key_grid), spec.block, strict=True)
     ]
-    rows = lists.from_map(found, ragged=ragged[1], codes=held is None)
+    rows = lists.from_map(found, ragged=ragged[1], codes=held is None, capacity=spec.mask.capacity)
+    if flags is not None:
+        flags.append(rows)
     out = [rows.start, rows.full, rows.partial, rows.index, lists.order(rows, spec.heads)]
     if inverted:
         turned = lists.from_map(found, ragged=ragged[0], turned=True, codes=held is None)
@@ -91,16 +106,23 @@ def empty(spec: Attention, device: Any, batch: int, inverted: bool) -> list[Tens
 
     rows, columns = sizes(spec)
     held = map_of(spec)
-    first = lead(spec, batch) if held is None else (1, held.shape[0])
+    first = lead(spec, batch) if held is None else _lead_of_map(spec, held, batch)
     out: list[Tensor] = []
     turns = [(rows, columns, 1), (columns, rows, summed(spec))][: 2 if inverted else 1]
     for lines, entries, count in turns:
         shape = (*first, lines)
-        places = max(first[0] * first[1] * lines * entries, 1)
+        most = entries if out or spec.mask.capacity is None else spec.mask.capacity
+        dense = entries if most < entries else 0
+        places = max(first[0] * first[1] * lines * min(most, entries) + dense, 1)
         tiles = spec.heads // count * lines
         each = (shape, shape, shape, (places,), (tiles,))
         out += [torch.empty(n, dtype=torch.int32, device=device) for n in each]
     return out
+
+
+def _lead_of_map(spec: Attention, held: Table, batch: int) -> tuple[int, int]:
+    """Batch items and heads of a map that is the whole mask."""
+    return (batch, spec.heads) if spec.mask.choice is not None else (1, held.shape[0])
 
 
 def classified(spec: Attention, module: Any, tables: Sequence[Tensor], batch: int) -> Tensor:

@@ -6,17 +6,23 @@ import triton.language as tl
 
 @triton.jit
 def pool_blocks(
-    x, out, x_b, x_h, x_n, x_d, heads, blocks, tokens, head_dim,
-    BLOCK: tl.constexpr, STRIP: tl.constexpr, WIDTH: tl.constexpr,
+    x, index, out, x_b, x_h, x_n, x_d, index_h, heads, blocks, tokens, head_dim,
+    SHARED: tl.constexpr, BLOCK: tl.constexpr, STRIP: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Mean of one block of tokens in float32; the last one may be ragged."""
+    """Mean of one block of tokens in float32; the last one may be ragged.
+
+    `SHARED` of the `heads` that are written read one of `x`; `index` says where its tokens are.
+    """
     item, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
-    base = x + (item // heads).to(tl.int64) * x_b + (item % heads).to(tl.int64) * x_h
+    batch, head = item // heads, item % heads
+    base = x + batch.to(tl.int64) * x_b + (head // SHARED).to(tl.int64) * x_h
     d = tl.arange(0, WIDTH)
     total = tl.zeros([STRIP, WIDTH], tl.float32)
     for i in tl.static_range(0, BLOCK, STRIP):
         token = block * BLOCK + i + tl.arange(0, STRIP)
         inside = (token < tokens)[:, None] & (d < head_dim)[None, :]
+        if index is not None:
+            token = tl.load(index + head * index_h + token, mask=token < tokens, other=0)
         at = token.to(tl.int64)[:, None] * x_n + d[None, :] * x_d
         total += tl.load(base + at, mask=inside, other=0.0).to(tl.float32)
     count = tl.minimum(tokens - block * BLOCK, BLOCK)
@@ -43,6 +49,8 @@ def choose_blocks(
     if allowed is not None:
         at = batch * m_b + head * m_h + row.to(tl.int64) * m_row + column * m_column
         x = tl.where(tl.load(allowed + at, mask=inside, other=0) != 0, x, -float("inf"))
+    x = tl.where(x == x, x, -float("inf"))  # what is no number is never chosen
+    x = tl.where(x > 3.4028234663852886e38, 3.4028234663852886e38, x)
     x = tl.where(x == 0.0, 0.0, x)  # minus zero is no less than zero
     open_ = x > -float("inf")
     bits = x.to(tl.int32, bitcast=True)

@@ -13,34 +13,45 @@ WIDEST = 8192
 """Columns of a row that one program holds: more than a million keys in blocks of 128."""
 
 
-def pool(x: Tensor, block: int) -> Tensor:
+def pool(x: Tensor, block: int, index: Tensor | None = None, shared: int = 1) -> Tensor:
     """Mean of each block of tokens: float32 ``[batch, heads, blocks, d]``.
 
-    ``x`` is ``[batch, heads, tokens, d]`` in any strides, its tokens in the order in which blocks
-    are cut; the last block may be ragged.
+    ``x`` is ``[batch, heads, tokens, d]`` in any strides; the last block may be ragged.  Blocks are
+    cut in the tokens' own order, or in that of ``index``, int32 ``[1 or heads * shared, tokens]``:
+    the token at each place.  ``shared`` heads of the result are of one head of ``x``.
     """
     import torch
 
     from kdsl.kernels.lists.choose import pool_blocks
 
     batch, heads, tokens, d = x.shape
-    blocks = -(-tokens // block)
+    blocks, heads = -(-tokens // block), heads * shared
     out = torch.empty((batch, heads, blocks, d), dtype=torch.float32, device=x.device)
     if out.numel():
         width = 1 << (d - 1).bit_length()
         pool_blocks[(batch * heads * blocks,)](
-            x, out, *x.stride(), heads, blocks, tokens, d,
+            x, index, out, *x.stride(), tokens if index is not None and len(index) > 1 else 0,
+            heads, blocks, tokens, d, SHARED=shared,
             BLOCK=block, STRIP=min(block, 32), WIDTH=width, num_warps=4,
         )  # fmt: skip
     return out
 
 
-def scores(q: Tensor, k: Tensor, block: tuple[int, int], scale: float) -> Tensor:
+def scores(
+    q: Tensor,
+    k: Tensor,
+    block: tuple[int, int],
+    scale: float,
+    indices: tuple[Tensor | None, Tensor | None] = (None, None),
+) -> Tensor:
     """Scaled products of pooled queries and keys: float32 ``[batch, heads, rows, columns]``.
 
-    Neighbouring query heads share a key head.
+    Neighbouring query heads share a key head.  ``indices`` are the stored orders of queries and of
+    keys, as `pool` takes them; keys in an order for each query head are pooled for each.
     """
-    queries, keys = pool(q, block[0]), pool(k, block[1])
+    several = indices[1] is not None and len(indices[1]) > 1
+    shared = q.shape[1] // max(k.shape[1], 1) if several else 1
+    queries, keys = pool(q, block[0], indices[0]), pool(k, block[1], indices[1], shared)
     batch, heads, rows, d = queries.shape
     groups, columns = keys.shape[1:3]
     if not groups or heads % groups:

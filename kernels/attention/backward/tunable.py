@@ -180,7 +180,10 @@ class BackwardTunable(AttentionTunable):
         """A `BackwardRunner` on a torch device; every table must have values."""
         from kdsl.kernels.attention.backward.runner import BackwardRunner
 
-        return BackwardRunner(self, device, load)
+        settled = self.forward.settled
+        assert settled is not None, "every table needs values"
+        own = self if settled is self.forward else BackwardTunable(settled, self.part)
+        return BackwardRunner(own, device, load)
 
 
 def accumulators(spec: Attention, config: Config, part: Part) -> int:

@@ -16,7 +16,7 @@ from kdsl.blocks import Blocks, from_maps
 from kdsl.errors import InputError
 from kdsl.kernels.attention import launch as attention
 from kdsl.kernels.lists import launch as lists
-from tests.devices import DEVICE
+from tests.devices import DEVICE, examples
 
 Bools = npt.NDArray[np.bool_]
 FORMS = ("bytes", "strided", "bits", "codes")
@@ -88,7 +88,7 @@ def as_lists(held: attention.Lists) -> list[tuple[list[int], list[int]]]:
     return listed(*(x.cpu().numpy() for x in held.tensors[:4]))
 
 
-@settings(max_examples=12)
+@settings(max_examples=examples(5))
 @given(m=maps(), form=st.sampled_from(FORMS))
 def test_lists_and_order_equal_the_hosts(m: Maps, form: str) -> None:
     """Every line lists what the host's upload lists, in its order, from every form of a map; the
@@ -101,7 +101,7 @@ def test_lists_and_order_equal_the_hosts(m: Maps, form: str) -> None:
     assert torch.equal(lists.order(rows, heads), wanted.tiles)
 
 
-@settings(max_examples=8)
+@settings(max_examples=examples(4))
 @given(m=maps(), form=st.sampled_from(FORMS))
 def test_inverted_lists_equal_the_hosts(m: Maps, form: str) -> None:
     """Columns list their rows as the host's transposed rows do, from a map and from lists; tiles
@@ -117,7 +117,7 @@ def test_inverted_lists_equal_the_hosts(m: Maps, form: str) -> None:
     assert listed(*arrays(again)) == as_lists(wanted)
 
 
-@settings(max_examples=8)
+@settings(max_examples=examples(4))
 @given(m=maps(), form=st.sampled_from(FORMS), capacity=st.integers(0, 40), turned=st.booleans())
 def test_rows_that_do_not_fit_become_dense(m: Maps, form: str, capacity: int, turned: bool) -> None:
     """A line beyond the capacity lists every entry as partial and says so; all others are exact,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kdsl.errors import InputError
 from kdsl.kernels.lists import selection
 from kdsl.reference import selection as truth
-from tests.devices import DEVICE
+from tests.devices import DEVICE, examples
 
 
 def on(x: Any) -> torch.Tensor:
@@ -21,7 +21,7 @@ def on(x: Any) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(x)).to(DEVICE)
 
 
-@settings(max_examples=10)
+@settings(max_examples=examples(4))
 @given(
     tokens=st.integers(1, 70),
     block=st.sampled_from([16, 64]),
@@ -57,7 +57,7 @@ def problems(draw: st.DrawFn) -> tuple[Any, Any, Any]:
     return score.astype(np.float32), always, allowed
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(12))
 @given(problem=problems(), count=st.integers(0, 45))
 def test_topk(problem: Any, count: int) -> None:
     """Exactly the reference's blocks, also where scores tie at the border."""
@@ -69,7 +69,7 @@ def test_topk(problem: Any, count: int) -> None:
     assert np.array_equal(found.cpu().numpy(), truth.topk(score, count, *some))
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(12))
 @given(problem=problems(), mass=st.floats(0.01, 1.0))
 def test_topp(problem: Any, mass: float) -> None:
     """The reference's blocks; where they differ, its set for a mass within rounding is meant:
