@@ -77,7 +77,8 @@ def _open(score: Any, allowed: Any) -> Float:
     """
     held = as_array(score, np.float64)
     held = np.where(np.asarray(allowed, np.bool_) & ~np.isnan(held), held, -np.inf)
-    return np.minimum(held, float(np.finfo(np.float32).max))
+    out: Float = np.minimum(held, float(np.finfo(np.float32).max))
+    return out
 
 
 def chosen(spec: Attention, q: Any, k: Any, tables: Any = None) -> Bools:

@@ -131,7 +131,8 @@ def candidates(expr: Expr) -> Expr:
     """Pairs for which it matters whether their block is chosen: seen if it is, and else not."""
     if all(node.op != "chosen" for node in expr.walk()):
         return boolean(False)
-    chosen, not_chosen = (instead(expr, lambda _, b=b: boolean(b)) for b in (True, False))
+    chosen = instead(expr, lambda _: boolean(True))
+    not_chosen = instead(expr, lambda _: boolean(False))
     return chosen & ~not_chosen
 
 

@@ -1,4 +1,4 @@
-"""Masks that choose blocks in the call: as values, text and JSON, and what the reference chooses."""
+"""Masks that choose blocks in the call: as values, text, JSON, and by the reference."""
 
 from __future__ import annotations
 
@@ -172,10 +172,12 @@ def test_pictures_say_what_they_show() -> None:
     text = MASKS["causal"].show(GRID, block=(16, 32))
     assert "all that topk(2) chooses from" in text.splitlines()[0]
     lines = text.splitlines()[1:-1]
-    assert len(lines) == 7 and lines[0].endswith("·" * 3)
+    assert len(lines) == 7
+    assert lines[0].endswith("·" * 3)
     sample = {"topk": np.zeros((2, 7, 4), np.uint8)}
     drawn = TOP.show(GRID, block=(16, 32), tables=sample)
-    assert "topk(2) of a sample" in drawn and "█" not in drawn.splitlines()[1]
+    assert "topk(2) of a sample" in drawn
+    assert "█" not in drawn.splitlines()[1]
 
 
 @pytest.mark.filterwarnings("ignore:no CUDA GPU here")

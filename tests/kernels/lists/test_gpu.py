@@ -15,6 +15,16 @@ from kdsl.runtime import build
 from kdsl.specs import Attention
 from tests.devices import DEVICE
 from tests.interpreter.lists.test_calls import *  # noqa: F403
+from tests.interpreter.lists.test_chosen import test_a_row_beyond_the_capacity_is_named  # noqa: F401
+from tests.interpreter.lists.test_chosen import (  # noqa: F401
+    test_arrays_and_bound_tables as test_arrays_and_bound_tables_of_a_choice,
+)
+from tests.interpreter.lists.test_chosen import (  # noqa: F401
+    test_calls_equal_the_reference as test_calls_that_choose_equal_the_reference,
+)
+from tests.interpreter.lists.test_chosen import (  # noqa: F401
+    test_compiled_in_one_graph as test_a_choice_compiled_in_one_graph,
+)
 from tests.interpreter.lists.test_lists import *  # noqa: F403
 from tests.interpreter.lists.test_selection import *  # noqa: F403
 
@@ -85,6 +95,51 @@ def test_a_call_waits_for_nothing(kind: str) -> None:
             with torch.no_grad():
                 op(*given, tables=each)
             op(*given, tables=each).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+CHOICES = {
+    "count": masks.topk(3) & masks.causal(),
+    "mass": masks.topp(0.6) | masks.sink(40),
+}
+
+
+@pytest.mark.parametrize("kind", CHOICES)
+def test_a_graph_chooses_anew(kind: str) -> None:
+    """A captured call, replayed over other queries and keys in the same memory, keeps other blocks:
+    its output is that of an eager call with them, bit by bit."""
+    spec = Attention(tokens=TOKENS, heads=HEADS, head_dim=64, mask=CHOICES[kind])
+    op, (q, k, v) = build(spec), tensors(spec)
+    op(q, k, v)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = op(q, k, v)
+    before = out.clone()
+    for seed in (1, 2):
+        g = torch.Generator("cuda").manual_seed(seed)
+        q.normal_(generator=g)
+        k.normal_(generator=g)
+        graph.replay()
+        assert torch.equal(out, op(q, k, v))
+        assert not torch.equal(out, before)
+
+
+@pytest.mark.parametrize("kind", CHOICES)
+def test_a_choice_waits_for_nothing(kind: str) -> None:
+    """Forward, and forward with backward, of masks that choose: torch sees no synchronisation."""
+    spec = Attention(tokens=TOKENS, heads=HEADS, head_dim=64, mask=CHOICES[kind])
+    op, given = build(spec), [x.requires_grad_() for x in tensors(spec)]
+    op(*given).sum().backward()
+    with torch.no_grad():
+        op(*given)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.no_grad():
+            op(*given)
+        op(*given).sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
