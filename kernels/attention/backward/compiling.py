@@ -12,7 +12,7 @@ from kdsl.kernels.attention.config import Config, head_parts
 from kdsl.specs import Attention
 from kdsl.work import AheadOfTime
 
-Part = Literal["keys", "queries"]
+Part = Literal["keys", "queries", "all"]
 
 
 def describe(
