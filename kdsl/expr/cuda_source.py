@@ -46,7 +46,7 @@ DIALECT = Dialect(
         "and": "{0} && {1}",
         "or": "{0} || {1}",
         "not": "!{0}",
-        "clear": "(((({0}) | ({1})) & {2}) == 0)",
+        "clear": "(((({0}) | ({1})) & ({2})) == 0)",
     },
     calls=frozenset({"abs", "floormod", "floor", "min", "max", "clear"}),
     look_up=lambda table, offset: f"{table_name(table)}[{offset}]",

@@ -65,7 +65,7 @@ def evaluate(
         elif node.op == "table":
             result = look_up(node.data, args, tables)
         elif node.op == "clear":
-            result = (np.bitwise_or(*args) & node.data) == 0
+            result = (np.bitwise_or(args[0], args[1]) & args[2]) == 0
         else:
             result = NUMPY[node.op](*args)
         done[node.key] = result

@@ -35,7 +35,7 @@ INT_OPS = frozenset(
 BOOL_OPS = frozenset(
     {"bool", "visual", "blocks", "lt", "le", "eq", "ne", "and", "or", "not", "clear"}
 )
-"""``clear``: no bit of ``data`` is set in either of two integers.  Leaves are printed with it
+"""``clear``: no bit of a third integer is set in either of two.  Leaves are printed with it
 (`kdsl.kernels.attention.ranges`); masks and specs never hold it."""
 VARIABLES = ("q", "k", "qs", "ks", "head", "batch", "s")
 """Original query and key token, their stored positions, query head, batch item, and the one index
@@ -303,7 +303,7 @@ def make(op: str, args: tuple[Expr, ...], data: Any = None) -> Expr:
 _ARITY = {
     **dict.fromkeys(("const", "bool", "var"), 0),
     **dict.fromkeys(("coord", "visual", "abs", "not"), 1),
-    **dict.fromkeys(("where", "blocks"), 3),
+    **dict.fromkeys(("where", "blocks", "clear"), 3),
 }
 _BOOLEAN_ARGUMENTS = {
     "and": (True, True),

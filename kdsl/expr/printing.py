@@ -23,8 +23,7 @@ Variant = tuple[Sequence[int], Expr]
 
 @dataclass(frozen=True)
 class Dialect:
-    """How one language writes each operation; ``{0}``, ``{1}`` stand for the arguments, the next
-    one for the node's data."""
+    """How one language writes each operation; ``{0}``, ``{1}`` stand for the arguments."""
 
     formats: Mapping[str, str]
     calls: frozenset[str]
@@ -81,7 +80,7 @@ def render(expr: Expr, dialect: Dialect, indices: Mapping[str, Bounds], first: i
             form = _form(node, ranges)
             own = form in dialect.calls
             inner = [text[a.key] if own else operand(a, node.op) for a in node.args]
-            written = dialect.formats[form].format(*inner, node.data)
+            written = dialect.formats[form].format(*inner)
         if uses[node.key] > 1 and node.op not in ATOMS:
             name = f"t{first + len(out.lines)}"
             out.lines.append((name, written))

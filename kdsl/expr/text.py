@@ -18,7 +18,7 @@ _INFIX = {
     "or": "|",
 }
 _CHAINS = ("add", "and", "or", "mul")
-_CALLS = {"min": "minimum", "max": "maximum", "abs": "abs", "where": "where"}
+_CALLS = {"clear": "clear", "min": "minimum", "max": "maximum", "abs": "abs", "where": "where"}
 
 
 def to_text(expr: Expr, *, source: bool = False) -> str:
@@ -55,8 +55,6 @@ def _text(node: Expr, text: dict[str, str], source: bool) -> str:
         return f"{operand(node.args[0])}.visual"
     if node.op == "blocks":
         return f"{repr(node.data) if source else node.data.name}[{', '.join(args)}]"
-    if node.op == "clear":
-        return f"clear({', '.join(args)}, {node.data})"
     if node.op in _CALLS:
         return f"{_CALLS[node.op]}({', '.join(args)})"
     return f"{operand(node.args[0])} {_INFIX[node.op]} {operand(node.args[1], False)}"

@@ -48,7 +48,7 @@ DIALECT = Dialect(
         "and": "{0} & {1}",
         "or": "{0} | {1}",
         "not": "~{0}",
-        "clear": "(((({0}) | ({1})) & {2}) == 0)",
+        "clear": "(((({0}) | ({1})) & ({2})) == 0)",
         "floor": "floordiv({0}, {1})",
     },
     calls=frozenset({"abs", "floormod", "floor", "min", "max", "clear", "where"}),

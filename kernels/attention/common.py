@@ -20,8 +20,8 @@ def tile_facts(row, column, head, batch, tables):
 def mask(q, k, qs, ks, row, column, known, head, batch, tables):
     """Whether query token q sees key token k.
 
-    qs and ks are their stored positions, row and column their mask block, `known` its facts: one
-    for all of a tile.
+    qs and ks are their stored positions, in the last block also past the end, where q and k are the
+    last token.  row and column are their mask block, `known` its facts: one for all of a tile.
     """
     return (q >= 0) & (k >= 0)
 

@@ -142,7 +142,6 @@ def attention_forward(
     for i in tl.range(0, steps):
         ks = at + tl.arange(0, BLOCK_N)
         near = ks < keys
-        ks = tl.minimum(ks, keys - 1)
         k_rows = ks if STORED else k_tokens
         if DESCRIBED:
             k0, k1 = load_described(k, k_tail, batch, kv_head, at, BLOCK_N, D0, D1)

@@ -95,7 +95,7 @@ def leaves(spec: Attention) -> str:
             f"{which}_index",
             ("s", "head"),
             grouped(tables.index(spec, which)),
-            {"s": bounds[stored], "head": bounds["head"]},
+            {"s": spec.index_bounds[stored], "head": bounds["head"]},
             held,
         )
         for which, stored in (("query", "qs"), ("key", "ks"))

@@ -6,13 +6,13 @@ and axis; where every block is partial, more than the softmax.  Here the coordin
 beside each other in one integer, as fields with a spare bit on top, and so do a query's limits.
 Two differences then test all axes at once: a field out of range sets its spare bit (SIMD within a
 register; Lamport, CACM 18(8), 1975).  What a key brings is one look-up where `tables` can keep it
-by stored position.
+by stored position, and so are a query's limits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 
 from kdsl.expr.bounds import Bounds, bounds
@@ -28,7 +28,7 @@ WORTH = 4
 COMPARED = frozenset({"lt", "le", "eq"})
 
 Keep = Callable[[Expr], Expr]
-"""What stands for an expression of the key: itself, or a table of its values."""
+"""What stands for a number of the key's or the query's: itself, or a table of its values."""
 
 
 @dataclass
@@ -55,31 +55,109 @@ class Field:
         return out + ([key <= reduce(minimum, self.most)] if self.most else [])
 
 
+@dataclass(frozen=True)
+class Packed:
+    """Ranges of several fields as one test: no bit of ``guard`` in ``low - key`` or ``key - high``.
+
+    With x in 0..R, lo in 0..R+1, hi in -1..R and the spare bit G > R + 1, ``lo - 1 + G - x`` has
+    the bit G exactly where x < lo, and ``x - hi - 1 + G`` where x > hi; neither leaves its field.
+    """
+
+    key: Expr
+    low: Expr
+    high: Expr
+    guard: int
+    every: tuple[int, int]
+    """Limits that keep every key, those outside all ranges too."""
+    bypass: bool = False
+    """Whether a key below 0 is kept by every query."""
+
+    @staticmethod
+    def of(
+        fields: Sequence[Field], queries: Expr, keys: Expr, indices: Mapping[str, Bounds]
+    ) -> Packed:
+        """The fields' limits, and a truth of the query and one of the key."""
+        key, low, high = const(0), const(0), const(0)
+        guard = at = never = outside = lowest = highest = 0
+        for number, f in enumerate(fields):
+            first, last = _span(f, indices)
+            span, spare = last - first, 2 ** (_width(f, indices) - 1)
+            least = reduce(maximum, [*f.least, *f.exact], const(first)) - first
+            most = reduce(minimum, [*f.most, *f.exact], const(last)) - first
+            key = key + (f.key - first) * 2**at
+            low = low + (minimum(least, span + 1) + (spare - 1)) * 2**at
+            high = high + (maximum(most, -1) + (1 - spare)) * 2**at
+            lowest += (spare - 1) * 2**at
+            highest += (span + 1 - spare) * 2**at
+            if number == 0:
+                # Out of range in the first field, whatever the others do above it.
+                never, outside, highest = span + spare, span + 1, highest + 1
+            guard += spare * 2**at
+            at += _width(f, indices)
+        low, key = where(queries, low, never), where(keys, key, outside)
+        return Packed(key, low, high, guard, (lowest, highest))
+
+    def or_any(self, queries: Expr, keys: Expr) -> Packed:
+        """Kept as well: all that some queries see, and what some keys are seen by."""
+        low, high = (
+            where(queries, all_, own)
+            for all_, own in zip(self.every, (self.low, self.high), strict=True)
+        )
+        key = where(keys, -1, self.key)
+        return replace(self, low=low, high=high, key=key, bypass=not keys.same(boolean(False)))
+
+    def test(self, keep: Keep) -> Expr:
+        """The test as an expression."""
+        low, high, key = (keep(e) for e in (self.low, self.high, self.key))
+        guard = where(key < 0, 0, self.guard) if self.bypass else const(self.guard)
+        return make("clear", (low - key, key - high, guard))
+
+
 def together(expr: Expr, indices: Mapping[str, Bounds], keep: Keep) -> Expr:
     """The same mask, where ranges of a key's numbers in one conjunction are tested together."""
-    done: dict[str, Expr] = {}
+    done: dict[str, Expr | Packed] = {}
 
-    def walk(node: Expr) -> Expr:
+    def plain(node: Expr) -> Expr:
+        found = walk(node)
+        return found.test(keep) if isinstance(found, Packed) else found
+
+    def walk(node: Expr) -> Expr | Packed:
         if node.key not in done:
             if node.op == "and" or node.op in COMPARED:
-                parts = [p if p.op in COMPARED else walk(p) for p in _chain(node)]
+                parts = [p if p.op in COMPARED else plain(p) for p in _chain(node, "and")]
                 done[node.key] = _conjunction(parts, indices, keep)
-            elif node.op in ("or", "not"):
-                done[node.key] = make(node.op, tuple(walk(a) for a in node.args), node.data)
+            elif node.op == "or":
+                done[node.key] = _either([walk(p) for p in _chain(node, "or")], keep)
+            elif node.op == "not":
+                done[node.key] = ~plain(node.args[0])
             else:
                 done[node.key] = node
         return done[node.key]
 
-    return walk(expr)
+    return plain(expr)
 
 
-def _chain(node: Expr) -> list[Expr]:
-    if node.op != "and":
+def _either(parts: Sequence[Expr | Packed], keep: Keep) -> Expr | Packed:
+    """One of several; what queries or keys decide alone goes into the one packed test."""
+    packed = [p for p in parts if isinstance(p, Packed)]
+    plain = [p for p in parts if isinstance(p, Expr)]
+    rest = [p for p in plain if _side(p) == "both"]
+    if len(packed) != 1 or rest:
+        return reduce(Expr.__or__, [p.test(keep) for p in packed] + plain)
+    sides = {
+        side: reduce(Expr.__or__, (p for p in plain if _side(p) == side), boolean(False))
+        for side in ("query", "key")
+    }
+    return packed[0].or_any(sides["query"], sides["key"])
+
+
+def _chain(node: Expr, op: str) -> list[Expr]:
+    if node.op != op:
         return [node]
-    return [part for arg in node.args for part in _chain(arg)]
+    return [part for arg in node.args for part in _chain(arg, op)]
 
 
-def _conjunction(parts: Sequence[Expr], indices: Mapping[str, Bounds], keep: Keep) -> Expr:
+def _conjunction(parts: Sequence[Expr], indices: Mapping[str, Bounds], keep: Keep) -> Expr | Packed:
     fields: dict[str, Field] = {}
     queries, keys, rest = list[Expr](), list[Expr](), list[Expr]()
     for part in parts:
@@ -95,7 +173,8 @@ def _conjunction(parts: Sequence[Expr], indices: Mapping[str, Bounds], keep: Kee
     rest += [test for f in others for test in f.tests(keep)]
     if not fitting:
         return _all([*queries, *keys, *rest])
-    return _all([_packed(fitting, _all(queries), _all(keys), indices, keep), *rest])
+    packed = Packed.of(fitting, _all(queries), _all(keys), indices)
+    return _all([packed.test(keep), *rest]) if rest else packed
 
 
 def _all(parts: Iterable[Expr]) -> Expr:
@@ -122,37 +201,6 @@ def _width(f: Field, indices: Mapping[str, Bounds]) -> int:
     """Bits for the numbers 0 to span + 1, the last one out of every range, and the spare one."""
     low, high = _span(f, indices)
     return (high - low + 1).bit_length() + 1
-
-
-def _packed(
-    fields: Sequence[Field],
-    queries: Expr,
-    keys: Expr,
-    indices: Mapping[str, Bounds],
-    keep: Keep,
-) -> Expr:
-    """The fields' ranges, a truth of the query and one of the key, as one test.
-
-    With x in 0..R, lo in 0..R+1, hi in -1..R and the spare bit G > R + 1, ``lo - 1 + G - x`` has
-    the bit G exactly where x < lo, and ``x - hi - 1 + G`` where x > hi; neither leaves its field.
-    """
-    key, low, high = const(0), const(0), const(0)
-    guard = at = never = outside = 0
-    for number, f in enumerate(fields):
-        first, last = _span(f, indices)
-        span, spare = last - first, 2 ** (_width(f, indices) - 1)
-        lows = reduce(maximum, [*f.least, *f.exact], const(first)) - first
-        highs = reduce(minimum, [*f.most, *f.exact], const(last)) - first
-        key = key + (f.key - first) * 2**at
-        low = low + (minimum(lows, span + 1) + (spare - 1)) * 2**at
-        high = high + (maximum(highs, -1) + (1 - spare)) * 2**at
-        if number == 0:
-            never, outside = span + spare, span + 1
-        guard += spare * 2**at
-        at += _width(f, indices)
-    # Out of range in the first field, whatever the others do above it.
-    key = keep(where(keys, key, outside))
-    return make("clear", (where(queries, low, never) - key, key - high), guard)
 
 
 def _range(part: Expr) -> Field | None:

@@ -22,6 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from kdsl.expr.nodes import Expr
 from kdsl.kernels.attention.config import ITEM_BYTES, Config, head_parts, table_dtype
 from kdsl.kernels.attention.tables import masks
 from kdsl.specs import Attention
@@ -43,9 +44,10 @@ class Tiles:
     p: int
 
 
-def unit_of(
-    spec: Attention, config: Config, target: Target
-) -> Literal["fma", "mma", "wgmma", "tcgen05"]:
+Unit = Literal["fma", "mma", "wgmma", "tcgen05"]
+
+
+def unit_of(spec: Attention, config: Config, target: Target) -> Unit:
     """What multiplies the tiles."""
     if spec.dtype == "float32":
         return "fma"
@@ -59,7 +61,8 @@ def shared_bytes(spec: Attention, config: Config, target: Target) -> int:
     item = ITEM_BYTES[spec.dtype]
     m, n, stages = config.block_m, config.block_n, config.num_stages
     tiles = Tiles(m * spec.head_dim * item, n * spec.head_dim * item, m * n * item)
-    unit, scores = unit_of(spec, config, target), _moved_scores(spec, config)
+    unit = unit_of(spec, config, target)
+    scores = _moved_scores(spec, config, unit)
     if unit == "fma":
         row = max(m, 32) * 4 if stages > 1 else 0
         held = tiles.q + _in_flight(stages) * tiles.kv + tiles.p + row
@@ -73,7 +76,8 @@ def shared_bytes(spec: Attention, config: Config, target: Target) -> int:
     elif stages == 1:
         held = tiles.q + tiles.kv + (4096 if m == 128 and config.num_warps == 8 else 1024)
     else:
-        held = tiles.q + 2 * stages * tiles.kv + PADDING + 6 * BARRIERS
+        by_query = sum(bool(n.variables() & {"q", "qs"}) for n in _look_ups(spec))
+        held = tiles.q + 2 * stages * tiles.kv + PADDING + 6 * BARRIERS + 4 * m * by_query
     return held + table_bytes(spec, config)
 
 
@@ -97,13 +101,31 @@ def _mma(spec: Attention, config: Config, tiles: Tiles, scores: int) -> int:
     return max(tiles.kv + p + 8, q + 8, scores)
 
 
-def _moved_scores(spec: Attention, config: Config) -> int:
+def _moved_scores(spec: Attention, config: Config, unit: Unit) -> int:
     """Bytes of float32 scores that change hands to meet a table's entries; 0 where none do."""
     if config.num_stages > 1 or config.block_n < 32 * config.num_warps:
         return 0
-    nodes = (node for _, expr in masks(spec)[0] for node in expr.walk() if node.op == "table")
+    # Where a thread has a whole row of scores, a packed test goes without.
+    packed = unit == "tcgen05" and config.block_m == 128
+    nodes = _look_ups(spec, packed=not packed)
     by_key = any(n.variables() & {"k", "ks"} and table_dtype(n.data) == "int32" for n in nodes)
     return 4 * config.block_m * config.block_n if by_key else 0
+
+
+def _look_ups(spec: Attention, packed: bool = True) -> list[Expr]:
+    """What the masks look up in tables; ``packed``: in tests of several ranges at once too."""
+    found: dict[str, Expr] = {}
+
+    def walk(node: Expr) -> None:
+        if node.op == "table":
+            found[node.key] = node
+        if packed or node.op != "clear":
+            for arg in node.args:
+                walk(arg)
+
+    for _, expr in masks(spec)[0]:
+        walk(expr)
+    return list(found.values())
 
 
 def _in_flight(stages: int) -> int:
@@ -117,12 +139,9 @@ def table_bytes(spec: Attention, config: Config, moving: str = "k") -> int:
     Where they are narrow, a whole tile of them changes hands.  ``moving`` is the side of which each
     step takes other tokens, ``"k"`` or ``"q"``.
     """
-    nodes = {
-        node.key: node for _, expr in masks(spec)[0] for node in expr.walk() if node.op == "table"
-    }
     pairs = config.block_m * config.block_n
     held = 0
-    for node in nodes.values():
+    for node in _look_ups(spec):
         names = node.variables()
         if table_dtype(node.data) != "int32" and names & {"q", "qs", "k", "ks"}:
             held += 4 * pairs

@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from kdsl.expr.bounds import Bounds
 from kdsl.expr.evaluate import evaluate
-from kdsl.expr.nodes import Expr, const, var
+from kdsl.expr.nodes import Expr, const, minimum, var
 from kdsl.expr.tables import Table, tables_of
+from kdsl.intervals.classify import head_order
 from kdsl.kernels.attention.heads import Variant, merged, provable
 from kdsl.kernels.attention.ranges import together
 from kdsl.kernels.attention.tiles import MOST, by_block, split
@@ -28,40 +29,57 @@ from kdsl.specs import Attention
 
 Tables = Mapping[str, npt.NDArray[Any]]
 
+FEW = 2
+"""Packed tests of a mask whose limits are looked up too."""
+MOST_KEPT = 2**24
+"""Entries of a table that is kept instead of arithmetic: 64 MiB."""
+
 
 def index_bounds(spec: Attention) -> dict[str, Bounds]:
-    """Ranges of the indices that leaves may name: the spec's, and those of tiles."""
-    own = spec.index_bounds
-    tiles = {
-        name: (0, own[stored][1] // size)
-        for name, stored, size in zip(("row", "column"), ("qs", "ks"), spec.block, strict=True)
-    }
-    return {**own, **tiles, "known": (0, 2**MOST - 1)}
+    """Ranges of the indices that a mask's leaf may name: the spec's, and those of tiles.
+
+    Stored positions run to the end of the last block, past the last token.
+    """
+    own, out = spec.index_bounds, {"known": (0, 2**MOST - 1)}
+    for stored, tile, size in zip(("qs", "ks"), ("row", "column"), spec.block, strict=True):
+        last = own[stored][1] // size
+        out |= {tile: (0, last), stored: (0, (last + 1) * size - 1)}
+    return {**own, **out}
 
 
 def masks(spec: Attention) -> tuple[list[Variant], Expr]:
     """Heads and the mask they use, and what the masks know of a tile beforehand (``known``)."""
     indices = index_bounds(spec)
-    variants = [by_block(e, spec.block) for e in spec.element_mask.variants]
+    last = {name: minimum(var(name), spec.index_bounds[name][1]) for name in ("qs", "ks")}
+    variants = [by_block(e, spec.block).replace(last) for e in spec.element_mask.variants]
     found, known = split(merged(variants, indices))
     return [(heads, _together(spec, e, indices)) for heads, e in found], known
 
 
 def _together(spec: Attention, mask: Expr, indices: Mapping[str, Bounds]) -> Expr:
-    other = together(mask, indices, lambda key: _kept(spec, key))
+    other = together(mask, indices, lambda x: _kept(spec, x))
+    if sum(node.op == "clear" for node in other.walk()) > FEW:
+        # Limits of many ranges, looked up, would fill the registers.
+        other = together(
+            mask, indices, lambda x: x if x.variables() & {"q", "qs"} else _kept(spec, x)
+        )
     # Sums in another sequence may leave 32 bits where the mask's own do not.
     return other if provable(other, indices) else mask
 
 
-def _kept(spec: Attention, key: Expr) -> Expr:
-    """A number of each key's, from a table by stored position where its values are known now.
+def _kept(spec: Attention, expr: Expr) -> Expr:
+    """A number of each query's or key's, from a table by stored position where it is known now.
 
-    It costs one load a key instead of the arithmetic, and of the look-up of the order.
+    It costs one load instead of the arithmetic, and of the look-up of the order.
     """
-    tables = [*tables_of([key]), *spec.kv_order.tables]
-    if not key.variables() <= {"k", "ks"} or any(t.values is None for t in tables):
-        return key
-    return _kept_table(spec.kv_order, _Shown(key))
+    for stored, order in (("qs", spec.query_order), ("ks", spec.kv_order)):
+        held = [*tables_of([expr]), *order.tables]
+        if expr.variables() - {"head"} <= {stored[0], stored}:
+            rows = spec.heads if "head" in expr.variables() else len(set(order.parts))
+            entries = rows * (index_bounds(spec)[stored][1] + 1)
+            if entries <= MOST_KEPT and all(t.values is not None for t in held):
+                return _kept_table(spec, order, stored, _Shown(expr))
+    return expr
 
 
 def index(spec: Attention, which: str) -> list[Expr]:
@@ -154,16 +172,25 @@ class _Shown:
 
 
 @lru_cache(maxsize=32)
-def _kept_table(order: Order, shown: _Shown) -> Expr:
-    """An entry of the table ``[distinct orders, tokens]`` of an expression by stored key."""
-    stored = np.arange(order.tokens)
-    parts = dict.fromkeys(order.parts)
-    found = [evaluate(shown.expr, {"k": o.index({}), "ks": stored}) for o in parts]
-    values = np.stack(found).astype(np.int32)
-    low, high = int(values.min(initial=0)), int(values.max(initial=0))
-    name = f"keys_{shown.key[:10]}"
-    table = Table(name, values.shape, "int32", low, high, values)
-    return table[_row(order, name), var("ks")]
+def _kept_table(spec: Attention, order: Order, stored: str, shown: _Shown) -> Expr:
+    """An entry of the table ``[distinct orders or heads, positions]`` of an expression's values.
+
+    Positions past the end read what the last token does.
+    """
+    at = np.arange(order.tokens)
+    name = f"{stored}_{shown.key[:10]}"
+    if "head" in shown.expr.variables():
+        rows, row = [(head_order(order, h), h) for h in range(spec.heads)], var("head")
+    else:
+        rows, row = [(part, 0) for part in dict.fromkeys(order.parts)], _row(order, name)
+    found = [
+        evaluate(shown.expr, {stored[0]: part.index({}), stored: at, "head": head})
+        for part, head in rows
+    ]
+    past = index_bounds(spec)[stored][1] + 1 - order.tokens
+    values = np.pad(np.stack(found), ((0, 0), (0, past)), mode="edge").astype(np.int32)
+    table = Table(name, values.shape, "int32", int(values.min()), int(values.max()), values)
+    return table[row, var(stored)]
 
 
 def _index_values(order: Order, given: Tables) -> npt.NDArray[np.int32]:

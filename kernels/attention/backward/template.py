@@ -126,9 +126,8 @@ def over_queries(
         s = product(k0, k1, q0, q1, D1, PRECISION)
         if PARTIAL:
             seen = mask(
-                q_tokens[None, :], k_tokens[:, None],
-                tl.minimum(qs, queries - 1)[None, :], ks[:, None], row, column, known,
-                head, batch, tables,
+                q_tokens[None, :], k_tokens[:, None], qs[None, :], ks[:, None], row, column,
+                known, head, batch, tables,
             )  # fmt: skip
             s = tl.where(seen & inside[None, :], s, -float("inf"))
             tops = tl.load(level + q_tokens, mask=inside, other=float("inf"))
@@ -265,8 +264,8 @@ def over_keys(
         s = product(q0, q1, k0, k1, D1, PRECISION)
         if PARTIAL:
             seen = mask(
-                q_tokens[:, None], k_tokens[None, :], qs[:, None],
-                tl.minimum(ks, keys - 1)[None, :], row, column, known, head, batch, tables,
+                q_tokens[:, None], k_tokens[None, :], qs[:, None], ks[None, :], row, column,
+                known, head, batch, tables,
             )  # fmt: skip
             s = tl.where(seen & near[None, :], s, -float("inf"))
         p = tl.exp2(s * scale_log2 - tops[:, None])

@@ -154,11 +154,9 @@ def hide(s, step, column, known, place, tables, sizes, C: gl.constexpr):
     ks += column * C.MASK_N + step % C.SPLIT_N * C.BLOCK_N
     near = ks < limit
     # Positions past the end look up the last token, so that leaves stay inside their tables.
-    qs = gl.minimum(qs, sizes[2] - 1)
-    ks = gl.minimum(ks, keys - 1)
     seen = mask(
-        gl.expand_dims(query_index(qs, head, tables), 1),
-        gl.expand_dims(key_index(ks, head, tables), 0),
+        gl.expand_dims(query_index(gl.minimum(qs, sizes[2] - 1), head, tables), 1),
+        gl.expand_dims(key_index(gl.minimum(ks, keys - 1), head, tables), 0),
         gl.expand_dims(qs, 1), gl.expand_dims(ks, 0), row, column, known, head, batch, tables,
     )  # fmt: skip
     return gl.where(seen & gl.expand_dims(near, 0), s, -float("inf"))
