@@ -13,6 +13,7 @@ from kdsl.specs import Attention
 from kdsl.work import AheadOfTime
 
 Part = Literal["keys", "queries", "all"]
+"""Which gradients a kernel makes: dK and dV, dQ, or all three at once."""
 
 
 def describe(

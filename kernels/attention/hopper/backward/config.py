@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from kdsl.blocks import Blocks
 from kdsl.kernels.attention import tables as leaf_tables
 from kdsl.kernels.attention.arguments import SHORT, add_integers, add_tables
 from kdsl.kernels.attention.backward.compiling import Part
@@ -21,7 +22,7 @@ from kdsl.specs import Attention
 from kdsl.targets import Target
 from kdsl.work import AheadOfTime
 
-OTHER_REGISTERS = 30
+OTHER_REGISTERS = 40
 """Registers of a consumer thread beside tiles: addresses, levels, ring positions."""
 BARRIERS = 704
 """Barriers, and the arguments that partitions pass through shared memory."""
@@ -43,12 +44,10 @@ def step_of(config: Config, part: Part) -> int:
 
 
 def tile_registers(spec: Attention, config: Config, part: Part) -> int:
-    """Registers of a consumer thread that hold tiles where most are alive.
-
-    Gradients of 64 tokens; beside them scores and those of dP, and one of both in 16 bits.
-    """
-    kept = (1 if part == "queries" else 2) * sum(max(n, 8) for n in parts(spec, part) if n) // 2
-    return kept + step_of(config, part) * 5 // 4
+    """Registers of a consumer thread that hold tiles where most are alive: gradients of 64 tokens,
+    scores, and dP."""
+    kept = sum(max(n, 8) for n in parts(spec, part)) // 2
+    return (1 if part == "queries" else 2) * kept + step_of(config, part)
 
 
 def shared_bytes(spec: Attention, config: Config, part: Part) -> int:
@@ -91,7 +90,7 @@ def legal(spec: Attention, config: Config, target: Target, part: Part) -> str | 
     return None
 
 
-def preferences(spec: Attention, part: Part) -> Iterator[Config]:
+def preferences(part: Part) -> Iterator[Config]:
     """Configurations from the most to the least wanted."""
     for step in (128, 64):
         for stages in (3, 2, 1):
@@ -150,9 +149,13 @@ def launch_options(config: Config) -> dict[str, Any]:
 
 
 def ahead_of_time(
-    spec: Attention, config: Config, part: Part, source: str, integers: Mapping[str, int | None]
+    spec: Attention, config: Config, part: Part, source: str, lists: Blocks | None
 ) -> AheadOfTime:
-    """The kernel's types and constants, as a call with aligned, contiguous tensors gives them."""
+    """The kernel's types and constants, as a call with aligned, contiguous tensors gives them.
+
+    ``lists`` are those that the kernel reads, None where a table is not known.
+    """
+    integers = _integers(spec, config, part, lists)
     short, (d0, d1) = SHORT[spec.dtype], parts(spec, part)
     fixed: dict[Any, Any] = constants(spec, config, part)
     signature: dict[str, Any] = {}
@@ -184,3 +187,21 @@ def ahead_of_time(
     # In the order of the kernels' arguments.
     entry = "attention_backward_queries" if part == "queries" else "attention_backward_keys"
     return AheadOfTime(source, entry, signature, fixed, tuple(divisible), launch_options(config))
+
+
+def _integers(
+    spec: Attention, config: Config, part: Part, lists: Blocks | None
+) -> Mapping[str, int | None]:
+    """Integer arguments of a call; None where they are not known."""
+    queries, keys = spec.query_grid.tokens, spec.key_grid.tokens
+    own, name = (queries, "rows") if part == "queries" else (keys, "columns")
+    block = spec.block[0] if part == "queries" else spec.block[1]
+    out: dict[str, int | None] = {"list_b": None, "list_h": None}
+    if lists is not None:
+        batch, heads, lines = lists.start.shape
+        out["list_b"] = heads * lines if batch > 1 else 0
+        out["list_h"] = lines if heads > 1 else 0
+    out |= {"heads": spec.heads, name: -(-own // block), "queries": queries, "keys": keys}
+    if part != "queries":
+        out["steps"] = -(-queries // step_of(config, part)) if part == "all" else 0
+    return out

@@ -86,10 +86,11 @@ def key_producer(tensors, buffers, barriers, lists, tables, sizes, scale, log2, 
     qp = 1
     for member in range(C.GROUP):
         head = lead + member
-        first, n_full, n = key_steps_of(batch, head, column, lists, sizes, C)
+        steps = key_steps_of(batch, head, column, lists, sizes, C)
+        first, n = steps[0], steps[2]
         line = batch * sizes[0] + head
         row = listed(0, n, first, lists, C)
-        for i in range(0, n):
+        for i in range(n):
             at = row * C.MASK_STEP + i % C.SPLIT * C.STEP
             row = listed(i + 1, n, first, lists, C)
             mbarrier.wait(empty.index(qi), qp)

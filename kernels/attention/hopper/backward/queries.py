@@ -55,7 +55,8 @@ def query_producer(tensors, buffers, barriers, lists, tables, sizes, scale, log2
     """The warp that loads."""
     q_buf, q_more, do_buf, do_more, k_buf, k_more, v_buf, v_more = buffers
     own_full, full, empty = barriers
-    batch, head, tile_row, q_at, first, n_full, n = query_tile(lists, sizes, C)
+    tile = query_tile(lists, sizes, C)
+    batch, head, q_at, first, n = tile[0], tile[1], tile[3], tile[4], tile[6]
     mbarrier.expect(own_full, 2 * C.OWN * C.ROW_BYTES)
     CONSUMERS: gl.constexpr = C.CONSUMERS
     for wg in gl.static_range(CONSUMERS):
@@ -67,7 +68,7 @@ def query_producer(tensors, buffers, barriers, lists, tables, sizes, scale, log2
     ki = 0
     kp = 1
     kv_head = head // C.GROUP
-    for i in range(0, n):
+    for i in range(n):
         column = gl.load(lists[3] + first + i // C.SPLIT)
         k_at = column * C.MASK_STEP + i % C.SPLIT * C.STEP
         mbarrier.wait(empty.index(ki), kp)
@@ -87,7 +88,7 @@ def query_steps(
 ):  # fmt: skip
     """What steps lo to hi add."""
     q_buf, q_more, do_buf, do_more, k_buf, k_more, v_buf, v_more = buffers
-    own_full, full, empty = barriers
+    full, empty = barriers[1], barriers[2]
     batch, head, row, q_at, first = place
     ki, kp = ring
     PARTS: gl.constexpr = 2 if C.D1 else 1

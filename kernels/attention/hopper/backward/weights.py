@@ -99,13 +99,10 @@ def hide_pairs(
     ks = k_at + gl.arange(0, K_COUNT, layout=gl.SliceLayout(K, C.SCORES))
     inside, near = qs < sizes[2], ks < sizes[3]
     # Positions past the end look up the last token, so that leaves stay inside their tables.
-    qs = gl.minimum(qs, sizes[2] - 1)
-    ks = gl.minimum(ks, sizes[3] - 1)
     seen = mask(
-        gl.expand_dims(query_index(qs, head, tables), Q),
-        gl.expand_dims(key_index(ks, head, tables), K),
+        gl.expand_dims(query_index(gl.minimum(qs, sizes[2] - 1), head, tables), Q),
+        gl.expand_dims(key_index(gl.minimum(ks, sizes[3] - 1), head, tables), K),
         gl.expand_dims(qs, Q), gl.expand_dims(ks, K), row, column, known, head, batch, tables,
     )  # fmt: skip
     seen = seen & gl.expand_dims(inside, Q) & gl.expand_dims(near, K)
     return gl.where(seen, s, -float("inf"))
-
