@@ -1,26 +1,36 @@
-"""``python -m benchmarks SUITE``: check, time side by side, append rows; ``table`` prints them."""
+"""``python -m benchmarks SUITE``: check, time side by side, append rows; ``table`` prints them.
+
+``overhead`` times the host's part of a call.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from benchmarks import rows
+from benchmarks import overhead, rows
 from benchmarks.attention import VARIANTS
 from benchmarks.attention import suite as attention
-from benchmarks.cases import ATTENTION
+from benchmarks.cases import ATTENTION, LISTS
+from benchmarks.lists import suite as lists
 from benchmarks.peers import PEERS
 from benchmarks.table import show
 from kdsl.errors import KdslError
 
-SUITES = {"attention": (attention, ATTENTION)}
+SUITES: dict[str, tuple[Any, Mapping[str, object]]] = {
+    "attention": (attention, ATTENTION),
+    "lists": (lists, LISTS),
+}
+RATES = {"flop": (1e9, "TFLOP/s"), "byte": (1e6, "GB/s")}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a suite, print the table of results, or check that rows belong to their commits."""
+    """Run a suite, time host overhead, print the table of results, or check rows' commits."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("suite", choices=[*SUITES, "table", "check"])
+    parser.add_argument("suite", choices=[*SUITES, "overhead", "table", "check"])
     parser.add_argument(
         "--peers",
         default=",".join(PEERS),
@@ -32,6 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--commit", default="", help="the commit of these sources, where Git is not"
     )
     given = parser.parse_args(arguments)
+    if given.suite == "overhead":
+        return overhead.main()
     if given.suite == "table":
         show(rows.load(given.results))
         return 0
@@ -49,9 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         found = []
         for row in run(peers, wanted, given.commit or rows.current_commit()):
-            rate = row["work"] / row["ms"] / 1e9
+            scale, unit = RATES[row["unit"]]
+            rate = row["work"] / row["ms"] / scale
             print(
-                f"{row['case']:22} {row['impl']:17} {row['ms']:9.4f} ms {rate:7.1f} TFLOP/s "
+                f"{row['case']:22} {row['impl']:17} {row['ms']:9.4f} ms {rate:7.1f} {unit} "
                 f"error {row['error']:.5f}",
                 flush=True,
             )

@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdsl import errors, layouts, masks, orders
+    from kdsl import calibrate, errors, layouts, masks, orders, plans
     from kdsl.errors import KdslError
     from kdsl.expr import table
     from kdsl.grid import Grid
@@ -26,15 +26,17 @@ __all__ = [
     "Permute",
     "__version__",
     "build",
+    "calibrate",
     "errors",
     "layouts",
     "masks",
     "orders",
+    "plans",
     "table",
 ]
 
 _DISTRIBUTION = "kdsl-kernels"
-_MODULES = frozenset({"errors", "layouts", "masks", "orders"})
+_MODULES = frozenset({"calibrate", "errors", "layouts", "masks", "orders", "plans"})
 _HOMES = {
     "Attention": "kdsl.specs",
     "Grid": "kdsl.grid",

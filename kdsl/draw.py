@@ -112,7 +112,7 @@ def svg(
     shown_w, shown_h = columns * scale, rows * scale
     name = escape(title if title is not None else drawn.heading)
     paths = "".join(
-        f'<path class="kdsl-{kind}" d="{_runs(drawn.kinds == value)}"/>'
+        f'<path class="kdsl-{kind}" d="{runs(drawn.kinds == value)}"/>'
         for value, kind in ((2, "full"), (1, "partial"))
     )
     return (
@@ -219,7 +219,7 @@ def _counts(rows: Blocks) -> str:
     )
 
 
-def _runs(marks: npt.NDArray[np.bool_]) -> str:
+def runs(marks: npt.NDArray[np.bool_]) -> str:
     """Marked cells as a path, neighbours in a row joined."""
     edges = np.diff(np.pad(marks.astype(np.int8), ((0, 0), (1, 1))), axis=1)
     row, start = np.nonzero(edges == 1)

@@ -145,7 +145,7 @@ def facts(
 
     block = what.found.settings.block
     heads = range(len(what.found.names))
-    before = np.stack([block_mass(what.made.q[0, h], what.made.k[0, h], block)[0] for h in heads])
+    before = block_mass(what.made.q, what.made.k, GRID, ("FHW",) * len(heads), block)
     looked = [(h, (f * GRID.shape[1] + y) * GRID.shape[2] + x) for h, f, y, x in LOOKED_AT]
     return ClipFacts(
         clip=what.clip,

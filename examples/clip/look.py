@@ -11,11 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from examples.clip.arrays import Blocks, Floats
+from examples.clip.arrays import Floats
 from examples.clip.axis_orders import stored_to_original
 from examples.clip.calibrate import Calibration
 from examples.clip.heads import Projected
-from examples.clip.maps import batches, softmax
+from examples.clip.maps import softmax
+from kdsl import orders
+from kdsl.calibrate import output_error
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,28 +43,9 @@ def glance(made: Projected, found: Calibration, head: int, token: int) -> Glance
 
 def mask_errors(made: Projected, found: Calibration) -> tuple[float, ...]:
     """Relative Frobenius error of each head's block-sparse output against its dense one."""
-    errors = []
-    for head, order in enumerate(found.orders):
-        index = stored_to_original(found.grid, order)
-        q, k, v = (part[0, head, index] for part in (made.q, made.k, made.v))
-        dense, sparse = both(q, k, v, found.blocks[head], found.settings.block)
-        errors.append(float(np.linalg.norm(sparse - dense) / np.linalg.norm(dense)))
-    return tuple(errors)
-
-
-def both(
-    q: Floats, k: Floats, v: Floats, keep: Blocks, block: tuple[int, int]
-) -> tuple[Floats, Floats]:
-    """Dense and block-sparse attention of one head, each ``[tokens, head_dim]``, as stored.
-
-    ``keep`` is ``[rows, columns]``; a token that keeps nothing gets 0.
-    """
-    dense, sparse = [], []
-    for rows, p in batches(q, k, block[0]):
-        dense.append(p @ v)
-        kept = np.stack([spread(keep[row], block[1], len(k)) for row in rows])
-        sparse.append(_renormalised(p, np.repeat(kept, block[0], 0)[: len(p)]) @ v)
-    return np.concatenate(dense), np.concatenate(sparse)
+    order = orders.per_head([orders.axes(found.grid, name) for name in found.orders])
+    block = found.settings.block
+    return tuple(output_error(made.q, made.k, made.v, order, found.blocks, block=block)[0].tolist())
 
 
 def spread(keep: npt.NDArray[np.bool_], block_k: int, tokens: int) -> npt.NDArray[np.bool_]:

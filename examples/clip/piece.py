@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 
 import kdsl
-from examples.clip.calibrate import Calibration, Settings, calibrate
+from examples.clip.calibrate import Calibration, calibrate
 from examples.clip.describe import spec_of, tables_of
 from examples.clip.heads import Projected
 from examples.clip.video import GRID, Floats
+from kdsl.calibrate import Settings
 from kdsl.errors import KdslError
 from kdsl.grid import Grid
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from examples.clip import pictures
 from examples.clip.axis_orders import ORDERS
-from examples.clip.calibrate import keep_blocks, paro_choice
 from examples.clip.facts import ClipFacts
 from examples.clip.look import Glance
+from kdsl.calibrate import keep_rows
 from kdsl.errors import InputError
 
 TEMPLATE = Path(__file__).with_name("template.html")
@@ -55,9 +55,7 @@ def render(facts: ClipFacts) -> str:
         strong=STRONG,
         cards=_cards(facts),
         views=[_view(facts, glance) for glance in facts.glances],
-        agrees=sum(
-            paro_choice(row) == order for row, order in zip(found.scores, found.orders, strict=True)
-        ),
+        agrees=sum(paro == order for paro, order in zip(found.paro, found.orders, strict=True)),
         winners=sorted(set(found.orders), key=ORDERS.index),
     )
 
@@ -128,7 +126,7 @@ class View:
 
 def _before(facts: ClipFacts) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
     """Blocks that each head would have to keep without reordering."""
-    return np.stack([keep_blocks(mass, facts.found.settings.keep) for mass in facts.mass_before])
+    return keep_rows(facts.mass_before, facts.found.settings.keep)
 
 
 def _stills(facts: ClipFacts) -> list[Still]:

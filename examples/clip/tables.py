@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from examples.clip.axis_orders import ORDERS
-from examples.clip.calibrate import Calibration, OrderScore, paro_choice
+from examples.clip.calibrate import Calibration, OrderScore
 
 MARK = "<"  # stands behind the chosen order, so that the table reads without colours
 
@@ -53,10 +53,10 @@ def summary(found: Calibration) -> Table:
         found.retained,
         found.entropy,
         found.held_by_best(),
-        found.scores,
+        found.paro,
         strict=True,
     )
-    for name, order, density, kept, entropy, best, scores in rows:
+    for name, order, density, kept, entropy, best, paro in rows:
         table.add_row(
             name,
             order,
@@ -64,6 +64,6 @@ def summary(found: Calibration) -> Table:
             f"{kept:.1%}",
             f"{entropy:.2f}",
             f"{best:.1%}",
-            paro_choice(scores),
+            paro,
         )
     return table

@@ -54,11 +54,14 @@ class Clip:
         return "Big Buck Bunny" if self.shipped else self.path.name
 
 
-def load(path: Path = CLIP, grid: Grid = GRID, patch: int = PATCH) -> Clip:
+def load(
+    path: Path = CLIP, grid: Grid = GRID, patch: int = PATCH, span: tuple[int, int] | None = None
+) -> Clip:
     """Read ``path`` onto ``grid``: frames evenly sampled over the file, features of every patch.
 
-    Raises ``InputError`` for a grid without frames, height and width or with text, and for a file
-    that is missing, cannot be decoded or has fewer frames than the grid.
+    ``span`` (first, last) takes frames of a part of the file alone.  Raises ``InputError`` for a
+    grid without frames, height and width or with text, and for a file that is missing, cannot be
+    decoded or has fewer frames than the grid.
     """
     if grid.letters != "FHW" or grid.text or not grid.tokens:
         raise InputError(
@@ -67,12 +70,12 @@ def load(path: Path = CLIP, grid: Grid = GRID, patch: int = PATCH) -> Clip:
             hint="Grid(frames=13, height=15, width=27)",
         )
     count, rows, columns = grid.shape
-    frames, seconds = decode(path, count, rows * patch, columns * patch)
+    frames, seconds = decode(path, count, rows * patch, columns * patch, span)
     return Clip(path, grid, patch, frames, seconds, standardise(describe(frames, patch)))
 
 
 def decode(
-    path: Path, count: int, height: int, width: int
+    path: Path, count: int, height: int, width: int, span: tuple[int, int] | None = None
 ) -> tuple[npt.NDArray[np.uint8], tuple[float, ...]]:
     """``count`` frames from first to last, scaled to cover ``height`` x ``width``, centre-cropped.
 
@@ -88,6 +91,8 @@ def decode(
         raise InputError(
             f"no video to read: {error}", where=str(path), hint=f"the clip shipped here, {CLIP}"
         ) from error
+    if span is not None:
+        decoded = decoded[span[0] : span[1] + 1]
     if len(decoded) < count:
         raise InputError(
             f"{len(decoded)} frames, {count} wanted",

@@ -3,6 +3,7 @@
 from kdsl.orders.base import Chain, Inverse, Order, PerHead, chain_of, per_head
 from kdsl.orders.closed import Axes, Cubes, axes, cubes, identity, windows
 from kdsl.orders.listed import Listed, table
+from kdsl.orders.names import by_name, name_of
 from kdsl.orders.serial import from_json, to_json
 
 __all__ = [
@@ -14,10 +15,12 @@ __all__ = [
     "Order",
     "PerHead",
     "axes",
+    "by_name",
     "chain_of",
     "cubes",
     "from_json",
     "identity",
+    "name_of",
     "per_head",
     "table",
     "to_json",

@@ -22,6 +22,7 @@ from kdsl.kernels.attention.config import Config
 from kdsl.kernels.attention.fallback import fitting
 from kdsl.kernels.attention.hopper.backward import launch as hopper
 from kdsl.kernels.attention.tunable import AttentionTunable
+from kdsl.kernels.lists import call
 from kdsl.reference.attention import attention as reference_attention
 from kdsl.reference.attention_backward import attention_backward as reference_backward
 from kdsl.runtime import codecache
@@ -101,6 +102,16 @@ class Program:
     def _modules(self) -> dict[str, Any]:
         return {}
 
+    @cached_property
+    def _classifier(self) -> Any:
+        if call.map_of(self.spec) is not None:
+            return None
+        return codecache.load(generate.source(self.spec, call.TEMPLATE))
+
+    def lists(self, tables: Sequence[Tensor], batch: int, inverted: bool) -> list[Tensor]:
+        """Lists of a call whose tables are on the device, made there; see `kdsl.kernels.lists`."""
+        return call.of_call(self.spec, self._classifier, tables, batch, inverted)
+
     def forward(
         self, tensors: Tensors, lists: Sequence[Tensor], tables: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
@@ -113,7 +124,7 @@ class Program:
             return like(out, q), like(lse, q, np.float32)
         config = self._fitting(FORWARD, tensors)
         return launch.launch(
-            self._forward, self._whole, config, _lists(lists, 0), tensors, tuple(tables)
+            self._forward, self._whole, config, as_lists(lists), tensors, tuple(tables)
         )
 
     def backward(
@@ -146,7 +157,7 @@ class Program:
         dlse = None if dlse is None else dlse.contiguous()
         level, delta = backward.rows(self._backward(), self.spec, *results, do, dlse)
         given = backward.Given(q, k, v, do, level, delta, tuple(tables))
-        held, turned = _lists(lists, 0), _lists(lists, LISTS)
+        held, turned = as_lists(lists), as_lists(lists, LISTS)
         at_once = ALL in self.configs and not torch.are_deterministic_algorithms_enabled()
         if all(wanted) and at_once:
             config = self.configs[ALL]
@@ -218,6 +229,7 @@ def _launcher(config: Config) -> Any:
     return hopper if config.template == "hopper" else backward
 
 
-def _lists(tensors: Sequence[Tensor], at: int) -> launch.Lists:
+def as_lists(tensors: Sequence[Tensor], at: int = 0) -> launch.Lists:
+    """One set of lists among those that stand in a row."""
     start, full, partial, index, tiles = tensors[at : at + LISTS]
     return launch.Lists(start, full, partial, index, tiles, start.shape[2])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kdsl.kernels.attention.config import Config, head_parts
@@ -13,6 +12,7 @@ from kdsl.kernels.attention.hopper.config import (
     options,
     stores_by_descriptor,
 )
+from kdsl.kernels.attention.prepared import keep
 from kdsl.specs import Attention
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 LOG2E = 1.4426950408889634
 ALIGNMENT = 16
-KEPT_LAUNCHES = 64
-"""Prepared launches of one set of lists: they differ in batch, strides and alignment."""
 
 
 def describable_tensors(tensors: tuple[Tensor, ...]) -> bool:
@@ -48,61 +46,6 @@ def describe(x: Tensor, rows: int, parts: tuple[int, int]) -> tuple[Any, Any]:
         for n in parts
     )
     return first, second
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A compiled kernel with all arguments of a call but the tensors that change from one to the
-    next: what a call like it has left to do is a few microseconds, where Triton's own takes tens.
-    """
-
-    kernel: Any
-    programs: int
-    tables: tuple[Tensor, ...]
-    arguments: tuple[Any, ...]
-    moving: tuple[tuple[int, str], ...]
-    """Places of the arguments that change, and the tensors they are or describe."""
-
-    @staticmethod
-    def of(kernel: Any, names: Sequence[str], values: Mapping[str, Any], programs: int) -> Prepared:
-        """Of a call that was made: `values` by name, `names` in the order the kernel takes them."""
-        roles = {f"{n}{tail}": n for n in "qkvo" for tail in ("", "_tail")}
-        roles |= {"lse": "lse", "counter": "counter"}
-        moving = [(i, roles[n]) for i, n in enumerate(names) if n in roles]
-        moving = [(i, role) for i, role in moving if values[names[i]] is not None]
-        arguments = [values[n] for n in names]
-        for i, _ in moving:
-            # The tensors themselves are the caller's, to be freed when he lets go of them.
-            arguments[i] = over(arguments[i], None) if hasattr(arguments[i], "base") else None
-        return Prepared(kernel, programs, values["tables"], tuple(arguments), tuple(moving))
-
-    def __call__(self, tensors: Mapping[str, Tensor], stream: int) -> None:
-        """Launch on other tensors of the same shapes, strides and alignment."""
-        from triton import knobs
-
-        arguments = list(self.arguments)
-        for place, role in self.moving:
-            held = arguments[place]
-            arguments[place] = over(held, tensors[role]) if hasattr(held, "base") else tensors[role]
-        kernel, grid = self.kernel, (self.programs, 1, 1)
-        kernel.run(
-            *grid,
-            stream,
-            kernel.function,
-            kernel.packed_metadata,
-            kernel.launch_metadata(grid, stream, *arguments),
-            knobs.runtime.launch_enter_hook,
-            knobs.runtime.launch_exit_hook,
-            *arguments,
-        )
-
-
-def over(descriptor: Any, x: Tensor | None) -> Any:
-    """A descriptor of another tensor with the same shape and strides."""
-    made = object.__new__(type(descriptor))
-    made.__dict__.update(descriptor.__dict__)
-    made.base = x
-    return made
 
 
 def launch(
@@ -131,10 +74,7 @@ def launch(
     programs, values = arguments_of(spec, config, held, moving, tables)
     fn = module.attention_forward
     kernel = fn[(programs,)](**values, **options(config))
-    if hasattr(kernel, "run") and hasattr(kernel, "packed_metadata"):
-        if len(held.prepared) >= KEPT_LAUNCHES:
-            held.prepared.clear()
-        held.prepared[key] = Prepared.of(kernel, fn.arg_names, values, programs)
+    keep(held.prepared, key, kernel, fn.arg_names, values, programs)
 
 
 def arguments_of(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from examples.clip.calibrate import Calibration, Settings, calibrate
+from examples.clip.calibrate import Calibration, calibrate
 from examples.clip.heads import Projected, project
 from examples.clip.video import Clip, load
+from kdsl.calibrate import Settings
 from kdsl.grid import Grid
 
 SMALL = Grid(frames=5, height=6, width=7)  # 210 tokens: 13 blocks of 16 and 2 tokens

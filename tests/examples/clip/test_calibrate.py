@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import math
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from rich.console import Console
 
 from examples.clip import calibrate as cal
 from examples.clip.axis_orders import ORDERS, stored_to_original
-from examples.clip.calibrate import Calibration, OrderScore, Settings
+from examples.clip.calibrate import Calibration
 from examples.clip.heads import HEADS, Projected
 from examples.clip.tables import MARK, order_table
 from kdsl.errors import InputError
-
-MASSES = st.lists(st.integers(0, 20), min_size=1, max_size=7).filter(any)
 
 
 def _printed(table: object, width: int = 120) -> str:
@@ -51,7 +46,7 @@ def test_what_is_printed_is_the_table_of_six_orders(found: Calibration) -> None:
 
 def test_the_command_prints_that_table(capsys: pytest.CaptureFixture[str]) -> None:
     """``python -m examples.clip.calibrate`` calibrates and prints it, within 80 columns."""
-    cal.main(["--grid", "4", "5", "6", "--block", "8", "8"])
+    cal.main(["--grid", "4", "5", "6", "--block", "16", "16"])
     printed = capsys.readouterr().out
     assert printed.count(MARK) == len(HEADS) + 1  # and once in the legend
     assert all(order in printed for order in ORDERS)
@@ -109,8 +104,7 @@ def test_streaming_agrees_with_the_whole_map(
             np.testing.assert_allclose(
                 small_found.mass[head], mass / mass.sum(1, keepdims=True), atol=1e-5
             )
-    some = p[stored_to_original(small_found.grid, small_found.orders[head])]
-    picked = np.concatenate([some[r : r + 16][:: cal.ENTROPY_EVERY] for r in range(0, 210, 16)])
+    picked = p[:: cal.ENTROPY_EVERY]
     entropy = -(picked * np.log(picked)).sum(1).mean()
     assert small_found.entropy[head] == pytest.approx(entropy, rel=1e-3)
 
@@ -123,67 +117,7 @@ def _fewest(row: np.ndarray, keep: float) -> int:
     raise AssertionError(row)
 
 
-@settings(deadline=None)
-@given(row=MASSES, data=st.data())
-def test_no_smaller_choice_of_blocks_would_do(row: list[int], data: st.DataObject) -> None:
-    """The kept blocks hold the wanted share, and no choice of fewer blocks does."""
-    wanted = data.draw(st.integers(1, sum(row)))
-    mass = np.array([row], np.float64) / sum(row)
-    kept = cal.keep_blocks(mass, (wanted - 0.5) / sum(row))[0]
-    assert np.array(row)[kept].sum() >= wanted
-    assert kept.sum() == _fewest(np.array(row), wanted)
-
-
-def test_just_enough_is_enough() -> None:
-    """A share met exactly takes no further block, and all of the mass no block without any."""
-    halves, holes = np.array([[0.5, 0.5]]), np.array([[0.75, 0.0, 0.25, 0.0]])
-    assert cal.keep_blocks(halves, 0.5).tolist() == [[True, False]]
-    assert cal.keep_blocks(holes, 1.0).tolist() == [[True, False, True, False]]
-
-
-@settings(deadline=None)
-@given(rows=st.integers(1, 200), every=st.integers(1, 9), seed=st.integers(0, 99))
-def test_the_sample_has_one_row_of_each_stretch(rows: int, every: int, seed: int) -> None:
-    """Sampled block rows are increasing, in range, one for every stretch of ``every``."""
-    picked = cal.sampled(rows, every, seed)
-    assert [row // every for row in picked] == list(range(-(-rows // every)))
-    assert picked[-1] < rows
-
-
-def test_among_equals_the_first_order_is_chosen() -> None:
-    """A tie goes to the order named first, so a head that gains nothing stays where it is."""
-    assert cal.choose(tuple(OrderScore(order, 0.5, 0.5, 10) for order in ORDERS)) == "FHW"
-
-
-@settings(deadline=None)
-@given(
-    sparse=st.lists(st.floats(0, 1), min_size=6, max_size=6),
-    rough=st.lists(st.floats(1, 500), min_size=6, max_size=6),
-    better=st.integers(0, 5),
-)
-def test_more_sparse_blocks_never_lose_a_head(
-    sparse: list[float], rough: list[float], better: int
-) -> None:
-    """The corrected sign: the order with most sparse blocks and least incoherence is picked."""
-    sparse[better], rough[better] = 1.0, 0.5
-    scores = tuple(
-        OrderScore(order, 0.5, s, r) for order, s, r in zip(ORDERS, sparse, rough, strict=True)
-    )
-    assert cal.paro_choice(scores) == ORDERS[better]
-
-
 def test_bad_input_is_named(small_made: Projected, small_found: Calibration) -> None:
     """Wrong shapes and impossible settings say what would work instead of failing in NumPy."""
     with pytest.raises(InputError, match=r"\[1, heads, 210, head_dim\]"):
         cal.calibrate(small_made.q[:, :, 1:], small_made.k[:, :, 1:], small_found.grid)
-    wrong: tuple[dict[str, Any], ...] = (
-        {"keep": 0.0},
-        {"keep": 1.5},
-        {"sigma": 0.0},
-        {"eps": -1.0},
-    )
-    for fields in wrong:
-        with pytest.raises(InputError, match=r"\(0, 1\]"):
-            Settings(**fields)
-    with pytest.raises(InputError, match="at least 1"):
-        Settings(block=(0, 64))

@@ -53,13 +53,3 @@ def test_a_glance_is_a_row_of_the_map(
     left = p[token] * keep[token]
     np.testing.assert_allclose(seen.sparse, left / left.sum(), atol=1e-6)
     np.testing.assert_array_equal(seen.sparse > 0, keep[token])
-
-
-def test_a_token_that_keeps_nothing_gets_zero(small_made: Projected) -> None:
-    """An empty block row gives 0, as the library's convention is, and leaves the others alone."""
-    q, k, v = (part[0, 0] for part in (small_made.q, small_made.k, small_made.v))
-    keep = np.ones((14, 7), np.bool_)
-    keep[1] = False
-    dense, sparse = look.both(q, k, v, keep, (16, 32))
-    np.testing.assert_array_equal(sparse[16:32], 0)
-    np.testing.assert_allclose(sparse[32:], dense[32:], atol=1e-6)

@@ -1,4 +1,4 @@
-"""Block statistics of attention maps, a block row at a time, against the whole map."""
+"""Orders of a clip's grid, and the softmax of its heads."""
 
 from __future__ import annotations
 
@@ -13,12 +13,6 @@ from kdsl.errors import SpecError
 from kdsl.grid import Grid
 
 SIZES = st.integers(1, 5)
-
-
-def _map(q: np.ndarray, k: np.ndarray) -> np.ndarray:
-    scores = q.astype(np.float64) @ k.T.astype(np.float64) / np.sqrt(q.shape[1])
-    weights = np.exp(scores - scores.max(1, keepdims=True))
-    return np.asarray(weights / weights.sum(1, keepdims=True))
 
 
 @settings(deadline=None)
@@ -37,50 +31,6 @@ def test_what_is_no_order_is_refused(order: str) -> None:
     """A missing, doubled or unknown axis is an error that names what is wanted."""
     with pytest.raises(SpecError, match="each axis once"):
         stored_to_original(Grid(frames=2, height=2, width=2), order)
-
-
-@settings(deadline=None)
-@given(
-    tokens=st.integers(1, 300),
-    block=st.integers(1, 40),
-    picked=st.sets(st.integers(0, 299)),
-    seed=st.integers(0, 99),
-)
-def test_streaming_gives_the_rows_of_the_map(
-    tokens: int, block: int, picked: set[int], seed: int
-) -> None:
-    """Whatever block rows are asked for come back under their number, the ragged last one too."""
-    rng = np.random.default_rng(seed)
-    q, k = rng.standard_normal((2, tokens, 8)).astype(np.float32)
-    whole = _map(q, k)
-    rows = sorted(row for row in picked if row < maps.blocks_in(tokens, block)) if picked else None
-    seen = list(maps.stream(q, k, block, rows))
-    assert [row for row, _ in seen] == (
-        rows if rows is not None else list(range(maps.blocks_in(tokens, block)))
-    )
-    for row, p in seen:
-        np.testing.assert_allclose(p, whole[row * block : (row + 1) * block], atol=1e-5)
-
-
-@settings(deadline=None)
-@given(
-    rows=st.integers(1, 20), tokens=st.integers(1, 90), block=st.integers(1, 40), seed=st.integers()
-)
-def test_block_statistics_are_those_of_the_blocks(
-    rows: int, tokens: int, block: int, seed: int
-) -> None:
-    """Mass, share below eps and incoherence equal what each block, cut out, says of itself."""
-    rng = np.random.default_rng(abs(seed))
-    p = (rng.random((rows, tokens)) ** 4).astype(np.float32)
-    p[:, tokens // 2 :][:, :block] = 0  # sometimes a block of nothing
-    p[0, 0] = 1
-    found = maps.row_blocks(p, block, eps=0.1)
-    for column, start in enumerate(range(0, tokens, block)):
-        cut = p[:, start : start + block].astype(np.float64)
-        assert found.mass[column] == pytest.approx(cut.sum() / p.sum(dtype=np.float64), rel=1e-4)
-        assert found.below[column] == pytest.approx((cut < np.float32(0.1)).mean())
-        expected = cut.max() / cut.mean() if cut.any() else 1.0
-        assert found.incoherence[column] == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_row_that_sees_nothing_is_zero() -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from examples.clip import pictures, report
-from examples.clip.axis_orders import ORDERS, stored_to_original
+from examples.clip.axis_orders import ORDERS
 from examples.clip.calibrate import Calibration, block_mass
 from examples.clip.facts import Check, ClipFacts, Compiled, Cost, Leaf
 from examples.clip.heads import Projected
@@ -29,16 +29,13 @@ from kdsl.errors import InputError
 @pytest.fixture(scope="module")
 def facts(small_clip: Clip, small_made: Projected, small_found: Calibration) -> ClipFacts:
     """A run on the small grid; what kernels would say is made up here."""
-    index = stored_to_original(small_found.grid, "FHW")
-    before = [
-        block_mass(q[index], k[index], small_found.settings.block)[0]
-        for q, k in zip(small_made.q[0], small_made.k[0], strict=True)
-    ]
+    first = ("FHW",) * len(small_found.names)
+    grid, block = small_found.grid, small_found.settings.block
     return ClipFacts(
         clip=small_clip,
         made=small_made,
         found=small_found,
-        mass_before=np.stack(before),
+        mass_before=block_mass(small_made.q, small_made.k, grid, first, block),
         errors=mask_errors(small_made, small_found),
         gpu="h100",
         command="python -m examples.clip --gpu h100",

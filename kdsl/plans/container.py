@@ -149,7 +149,7 @@ def load(path: str | os.PathLike[str], kind: str | None = None) -> Plan:
             if text is None:
                 raise StoreError("no plan: the file has no kdsl header", where=str(path))
             header = _header(text, path)
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            arrays = {name: _own(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise StoreError(f"the plan cannot be read: {error}", where=str(path)) from error
     if kind is not None and header["kind"] != kind:
@@ -211,12 +211,11 @@ def _assemble(header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]])
 
 
 def _checked(payload: Mapping[str, Payload], steps: int) -> dict[str, Payload]:
-    """Read-only copies, sorted by name; SpecError where names, dtypes or axes do not fit."""
+    """Read-only arrays, sorted by name; SpecError where names, dtypes or axes do not fit."""
     sizes: dict[str, int] = {"steps": steps} if steps else {}
     out = {}
     for name in sorted(payload):
-        values = np.array(payload[name].values, order="C")
-        values.setflags(write=False)
+        values = _own(payload[name].values)
         axes = tuple(payload[name].axes)
         for each in (name, *axes):
             if not NAME.fullmatch(each):
@@ -232,6 +231,14 @@ def _checked(payload: Mapping[str, Payload], steps: int) -> dict[str, Payload]:
                 )
         out[name] = Payload(axes, values)
     return out
+
+
+def _own(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """An array that nobody writes to: a copy of one that somebody could (plans have gigabytes)."""
+    held = values if not values.flags.writeable else np.array(values, order="C")
+    held = np.ascontiguousarray(held) if held.ndim else held
+    held.setflags(write=False)
+    return held
 
 
 def _safetensors(path: str | os.PathLike[str]) -> Any:

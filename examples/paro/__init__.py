@@ -1,0 +1,1 @@
+"""PAROAttention's calibration on a real clip: chosen on some frames, judged on others."""
