@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kdsl.expr import table
     from kdsl.grid import Grid
     from kdsl.runtime import build
-    from kdsl.specs import Attention, Permute
+    from kdsl.specs import Attention, Partition, Permute
 
     __version__: str
 
@@ -23,6 +23,7 @@ __all__ = [
     "Attention",
     "Grid",
     "KdslError",
+    "Partition",
     "Permute",
     "__version__",
     "build",
@@ -41,6 +42,7 @@ _HOMES = {
     "Attention": "kdsl.specs",
     "Grid": "kdsl.grid",
     "KdslError": "kdsl.errors",
+    "Partition": "kdsl.specs",
     "Permute": "kdsl.specs",
     "build": "kdsl.runtime",
     "table": "kdsl.expr",

@@ -14,6 +14,7 @@ from kdsl.autotune.store import mask_passwords
 from kdsl.errors import KdslError
 from kdsl.runtime.records import Place
 from kdsl.runtime.records.link import is_server
+from kdsl.specs import LINKS
 
 COMMANDS = ("show", "export", "merge", "diff", "doctor", "prune", *evidence_options.COMMANDS)
 _FORM = argparse.RawDescriptionHelpFormatter
@@ -35,6 +36,7 @@ examples:
   python -m autotune --gpu h100 --workload wan2.1-1.3b-480p --direction backward
   python -m autotune --gpu l40s --spec my.json --tables my.npz --budget 40
   python -m autotune --gpu h100 --record --workload wan2.1-1.3b-480p --density 0.1 --density 0.3
+  python -m autotune --gpu h100 --world 8 --workload wan2.1-14b-720p
   python -m autotune --resume                       go on with the last run that was cut off
   python -m autotune show --gpu a100                what is known
   python -m autotune export a100.jsonl --gpu a100   rows to share: no host names, no serial numbers
@@ -87,6 +89,19 @@ def tune_parser() -> argparse.ArgumentParser:
         "--direction",
         choices=("forward", "backward", "both"),
         help="forward kernels, those of the gradients, or both (default: forward)",
+    )
+    parser.add_argument(
+        "--world",
+        type=int,
+        metavar="N",
+        help="tune how each workload is divided over N such GPUs, which need not be here: families "
+        "and degrees of sequence parallelism, by simulated time",
+    )
+    parser.add_argument(
+        "--node", type=int, metavar="N", help="GPUs of a node, with --world (default: all of them)"
+    )
+    parser.add_argument(
+        "--link", choices=LINKS, help="what joins the GPUs of a node (default: nvlink)"
     )
     parser.add_argument(
         "--budget",

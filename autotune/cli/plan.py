@@ -21,7 +21,7 @@ from kdsl.errors import KdslError
 from kdsl.runtime.records import Place, Run, default_place
 from kdsl.runtime.records.link import is_server
 from kdsl.runtime.tunables import operations
-from kdsl.specs import Spec
+from kdsl.specs import Partition, Spec
 from kdsl.targets import Target
 
 PROGRAM = ("python", "-m", "autotune")
@@ -42,6 +42,8 @@ class Plan:
     study: str | None
     ray: str | None
     require_device: bool
+    world: int | None
+    """Ranks that workloads are divided over, by simulation; None: kernels are tuned."""
     record: bool
     """Go through the whole space instead of searching."""
     words: tuple[str, ...]
@@ -86,6 +88,7 @@ def _understood(given: argparse.Namespace) -> Plan:
                     hint=f"--{option} postgresql://user@host/name",
                 )
     target = targets.get(given.gpu)
+    _check_world(given)
     todo: list[tuple[str, Callable[[], Job]]] = []
     direction = given.direction or "forward"
     if given.spec is not None:
@@ -107,14 +110,32 @@ def _understood(given: argparse.Namespace) -> Plan:
         study=given.study,
         ray=given.ray,
         require_device=given.require_device,
+        world=given.world,
         record=given.record,
         words=tuple(_words(given)),
     )
 
 
+def _check_world(given: argparse.Namespace) -> None:
+    """Usage for options that say nothing of a division, or that need one."""
+    if given.world is None:
+        for option in ("node", "link"):
+            if getattr(given, option) is not None:
+                raise Usage(f"--{option} belongs to --world", hint="--world 8")
+        return
+    if given.world < 1:
+        raise Usage(f"--world {given.world}", hint="1 or more")
+    for option in ("spec", "direction", "ray", "require_device"):
+        if getattr(given, option):
+            name = option.replace("_", "-")
+            raise Usage(f"--{name} says nothing of --world: times are simulated", hint="leave it")
+    if given.node is not None and (given.node < 1 or given.world % given.node):
+        raise Usage(f"--world {given.world} on nodes of {given.node}", hint="equal nodes")
+
+
 def _operations(spec: Spec, direction: str) -> tuple[str, ...]:
     """Operations of a spec in a direction; the forward comes first."""
-    found = operations(spec)
+    found = ("partition",) if isinstance(spec, Partition) else operations(spec)
     return {"forward": found[:1], "backward": found[1:], "both": found}[direction]
 
 
@@ -132,6 +153,16 @@ def _catalogue(given: argparse.Namespace, direction: str) -> list[tuple[str, Cal
     for name in names if given.density else ():
         for density in densities:
             workloads.get(name).mean_density(density)
+    if given.world is not None:
+        near = {"node": given.node, "link": given.link or "nvlink"}
+        return [
+            (
+                jobs.over(jobs.named(name, density), given.world),
+                partial(jobs.divided, name, density, given.world, **near),
+            )
+            for name in names
+            for density in densities
+        ]
     return [
         (
             jobs.titled(jobs.named(name, density), op),
@@ -153,7 +184,7 @@ def _words(given: argparse.Namespace) -> list[str]:
         path: Path | None = getattr(given, option)
         if path is not None:
             out += [f"--{option}", str(path)]
-    for option in ("direction", "budget", "seed", "jobs"):
+    for option in ("direction", "world", "node", "link", "budget", "seed", "jobs"):
         if getattr(given, option) is not None:
             out += [f"--{option}", str(getattr(given, option))]
     out += ["--record"] if given.record else []
@@ -178,7 +209,8 @@ def _resumed(given: argparse.Namespace) -> argparse.Namespace:
         if tuple(words[: len(PROGRAM)]) != PROGRAM:
             continue
         old = tune_parser().parse_args(words[len(PROGRAM) :])
-        what = (tuple(old.workload or ()), tuple(old.density or ()), old.spec, old.record)
+        names = (tuple(old.workload or ()), tuple(old.density or ()), old.spec, old.record)
+        what = (*names, old.world, old.node, old.link)
         subject = (targets.get(old.gpu), old.direction, *what)
         if subject in seen or (given.gpu is not None and subject[0] != targets.get(given.gpu)):
             continue

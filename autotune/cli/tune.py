@@ -43,7 +43,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def tune(given: argparse.Namespace, hardware: Hardware) -> int:
     """Do what the command line says, and return the exit code."""
     plan = understood(given)
-    gpus = [] if plan.ray is not None else hardware.gpus(plan.target)
+    elsewhere = plan.ray is not None or plan.world is not None
+    gpus = [] if elsewhere else hardware.gpus(plan.target)
     if not gpus and plan.require_device and plan.ray is None:
         print(f"no {plan.target.name} here, and --require-device was given", file=sys.stderr)
         return ABSENT
@@ -191,7 +192,9 @@ class Session:
         known = sum(tally.known for tally in tallies)
         rest = f", {failed} failed" if failed else ""
         rest += f" ({known} more known before)" if known else ""
-        if not self.measured:
+        if self.plan.world is not None:
+            self._say(f"{self.plan.world} x {gpu}, simulated: {timed} predicted, 0 measured{rest}")
+        elif not self.measured:
             self._say(f"no {gpu} here: {timed} predicted, 0 measured{rest}")
         else:
             self._say(f"{gpu}: {timed} measured{rest}")

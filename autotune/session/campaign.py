@@ -17,8 +17,10 @@ from kdsl.autotune.session.job import Job
 from kdsl.autotune.session.kin import kin
 from kdsl.autotune.session.ledger import Ledger
 from kdsl.autotune.session.outcome import Params
-from kdsl.autotune.session.tuner import Manner, Tally, Watch, WorkloadTuner
+from kdsl.autotune.session.simulated import NothingToCompile, Simulated
+from kdsl.autotune.session.tuner import Compilers, Manner, Tally, Watch, WorkloadTuner
 from kdsl.autotune.store import Store
+from kdsl.parallel.tunable import PartitionTunable
 from kdsl.runtime import keying
 from kdsl.runtime.calibration import CostModel
 from kdsl.runtime.records import Device, Key, Run, Source, shipped
@@ -115,8 +117,12 @@ class Campaign:
         return self.tallies
 
     def _one(self, run: Run, job: Job, until: float | None) -> None:
-        evaluator = self.lab.evaluator(job, self.seed)
-        tunable, key = job.tunable, self.lab.key(job)
+        lab: Lab = self.lab
+        pool: Compilers = self.pool
+        if isinstance(job.tunable, PartitionTunable):
+            lab, pool = Simulated(job.tunable, self.target), NothingToCompile()
+        evaluator = lab.evaluator(job, self.seed)
+        tunable, key = job.tunable, lab.key(job)
         space = keying.space_hash(tunable.space(self.target))
         default = tunable.default(self.target)
         ledger = Ledger(self.store, run, key, space, evaluator.kind, default)
@@ -128,7 +134,7 @@ class Campaign:
         if self.study is not None:
             study = StudyAt(self.study, _study_name(ledger), self.driver or run.id)
         manner = Manner(self.budget.candidates, until, self.seed, warm, self.record, study=study)
-        tuner = WorkloadTuner(job, self.target, evaluator, self.pool, ledger, self.watch, manner)
+        tuner = WorkloadTuner(job, self.target, evaluator, pool, ledger, self.watch, manner)
         self.tallies.append(tuner.tally)
         tuner.run()
 

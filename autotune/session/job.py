@@ -13,9 +13,10 @@ import numpy.typing as npt
 
 from kdsl import workloads
 from kdsl.errors import InputError
+from kdsl.parallel.tunable import PartitionTunable
 from kdsl.runtime.tunable import Tunable
 from kdsl.runtime.tunables import tunable_for
-from kdsl.specs import Spec, from_json
+from kdsl.specs import Partition, Spec, from_json
 
 Tables = Mapping[str, npt.NDArray[Any]]
 
@@ -83,7 +84,23 @@ def make(name: str, spec: Spec, tables: Tables, op: str = "") -> Job:
                 hint=f"--tables FILE.npz with an array {table.name!r} of shape {table.shape}",
             )
         values[table.name] = table.checked(given)
+    if isinstance(spec, Partition):
+        return Job(name, PartitionTunable(spec, values), values)
     return Job(titled(name, op), tunable_for(spec, values, op=op), values)
+
+
+def divided(
+    name: str, density: float | None, world: int, node: int | None = None, link: str = "nvlink"
+) -> Job:
+    """A workload of the catalogue over ``world`` ranks: how it is best divided."""
+    workload = workloads.get(name)
+    spec = Partition(attention=workload.spec, world=world, node=node, link=link)
+    return make(over(named(name, density), world), spec, workload.sample(density))
+
+
+def over(name: str, world: int) -> str:
+    """A name that says over how many ranks."""
+    return f"{name} on {world}"
 
 
 def titled(name: str, op: str) -> str:

@@ -12,12 +12,15 @@ from typing import Any
 from kdsl.errors import SpecError, reading
 from kdsl.specs.attention import HEAD_DIMS, Attention
 from kdsl.specs.common import DTYPES, as_array, canonical, digest
+from kdsl.specs.partition import LINKS, Partition
 from kdsl.specs.permute import Permute
 
 __all__ = [
     "DTYPES",
     "HEAD_DIMS",
+    "LINKS",
     "Attention",
+    "Partition",
     "Permute",
     "Spec",
     "as_array",
@@ -26,8 +29,8 @@ __all__ = [
     "from_json",
 ]
 
-Spec = Attention | Permute
-_SPECS: dict[str, Any] = {"attention": Attention, "permute": Permute}
+Spec = Attention | Permute | Partition
+_SPECS: dict[str, Any] = {"attention": Attention, "permute": Permute, "partition": Partition}
 
 
 @reading("spec")

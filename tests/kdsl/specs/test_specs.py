@@ -19,7 +19,7 @@ from kdsl.grid import Grid
 from kdsl.layouts import Layout, int8
 from kdsl.masks import Mask
 from kdsl.orders import Order
-from kdsl.specs import Attention, Permute
+from kdsl.specs import Attention, Partition, Permute
 from tests.strategies import Scope, grids, order_of, scopes, token_counts, truth
 
 VIDEO = Grid(frames=4, height=5, width=6)
@@ -31,6 +31,7 @@ NAMES: dict[str, Any] = {
     "Layout": Layout,
     "BlockMap": masks.BlockMap,
     "Attention": Attention,
+    "Partition": Partition,
     "Permute": Permute,
     **{n: getattr(kx, n) for n in ("Table", "minimum", "maximum", "where")},
 }
@@ -80,7 +81,21 @@ def permutes(draw: st.DrawFn) -> Permute:
     )
 
 
-@given(st.one_of(attentions(), permutes()))
+@st.composite
+def partitions(draw: st.DrawFn) -> Partition:
+    """Any valid partition spec."""
+    node, nodes = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    inner = draw(attentions())
+    return Partition(
+        attention=inner,
+        world=node * nodes,
+        node=node,
+        link=draw(st.sampled_from(specs.LINKS)),
+        replicated_text=inner.query_grid == inner.key_grid and draw(st.booleans()),
+    )
+
+
+@given(st.one_of(attentions(), permutes(), partitions()))
 def test_round_trips(spec: specs.Spec) -> None:
     """A spec comes back equal from canonical JSON and from its repr, with both hashes."""
     text = specs.canonical(spec.to_json())
@@ -358,9 +373,17 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
         "groups of 64 channels do not divide 80\n"
         "  in  Layout(code='int8', group=(1, 64), scale_dtype='float32')\n  try 16",
     ),
+    "partition nodes": (
+        lambda: Partition(attention=attention(), world=6, node=4),
+        "6 ranks on nodes of 4\n  try nodes of equally many ranks",
+    ),
+    "partition link": (
+        lambda: Partition(attention=attention(), world=6, link="ring"),
+        "link='ring'\n  try 'nvlink' or 'pcie'",
+    ),
     "op": (
         lambda: specs.from_json({"op": "conv"}),
-        "unknown op 'conv'\n  try 'attention' or 'permute'",
+        "unknown op 'conv'\n  try 'attention' or 'permute' or 'partition'",
     ),
     "fields": (
         lambda: specs.from_json({"op": "permute", "tokens": {"length": 4}}),
