@@ -162,10 +162,14 @@ class Channel:
         others = [p for p in range(self.world) if p != self.rank]
         works: dict[int, list[Any]] = {p: [] for p in others}
         silent = set()
-        for start in (
-            lambda p: dist.irecv(boxes[p], group=self._questions, group_src=p),
-            lambda p: dist.isend(letter, group=self._questions, group_dst=p),
-        ):
+
+        def hear(p: int) -> Any:
+            return dist.irecv(boxes[p], group=self._questions, group_src=p)
+
+        def say(p: int) -> Any:
+            return dist.isend(letter, group=self._questions, group_dst=p)
+
+        for start in (hear, say):
             for p in others:
                 try:
                     works[p].append(start(p))
@@ -181,7 +185,7 @@ class Channel:
                 silent.add(p)
         boxes[self.rank] = letter
         answers = [
-            {} if p in silent else json.loads(bytes(box.numpy()).rstrip(b"\0") or b"{}")
+            {} if p in silent else json.loads(bytes(box.tolist()).rstrip(b"\0") or b"{}")
             for p, box in enumerate(boxes)
         ]
         return answers, sorted(silent)

@@ -48,7 +48,7 @@ def _one(
     torch.set_num_threads(1)
     said = ""
     try:
-        store = dist.FileStore(os.path.join(folder, "store"), world)
+        store = dist.FileStore(str(Path(folder) / "store"), world)
         dist.init_process_group(
             "gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=limit_s)
         )
