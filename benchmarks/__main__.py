@@ -1,71 +1,130 @@
-"""``python -m benchmarks SUITE``: check, time side by side, append rows; ``table`` prints them."""
+"""``python -m benchmarks SUITE``: check, time side by side with peers, append rows to the results.
+
+``attention`` and ``lists`` need a GPU.  ``overhead``, ``partition`` and ``quality`` do not: the
+host's part of a call, plans for many ranks, errors of codes and rotations.  ``table`` prints the
+results, ``check`` says whether each row belongs to its commit.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from benchmarks import partition, rows
+from benchmarks import overhead, partition, quality, rows
 from benchmarks.attention import VARIANTS
 from benchmarks.attention import suite as attention
-from benchmarks.cases import ATTENTION
+from benchmarks.cases import ATTENTION, LISTS
+from benchmarks.lists import suite as lists
 from benchmarks.peers import PEERS
 from benchmarks.table import show
 from kdsl.errors import KdslError
 
-SUITES = {"attention": (attention, ATTENTION)}
+TIMED = {"attention": (attention, ATTENTION), "lists": (lists, LISTS)}
+"""Suites of timed cases: what yields rows, and the cases by id."""
+RATES = {"flop": (1e9, "TFLOP/s"), "byte": (1e6, "GB/s")}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a suite, print the table of results, or check that rows belong to their commits."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("suite", choices=[*SUITES, "partition", "table", "check"])
-    parser.add_argument(
-        "--peers",
-        default=",".join(PEERS),
-        help=f"names by comma, also {' and '.join(VARIANTS)}; default: %(default)s",
-    )
-    parser.add_argument("--cases", default="", help="case ids by comma; default: the whole suite")
-    parser.add_argument("--results", type=Path, default=rows.ROOT / "benchmarks" / "results")
-    parser.add_argument(
-        "--commit", default="", help="the commit of these sources, where Git is not"
-    )
-    given = parser.parse_args(arguments)
-    if given.suite == "table":
-        show(rows.load(given.results))
-        return 0
-    if given.suite == "partition":
-        for line in partition.suite():
-            print(line, flush=True)
-        return 0
-    if given.suite == "check":
-        bad = rows.unproven(given.results)
-        print("\n".join(bad) or "every row belongs to its commit")
-        return 1 if bad else 0
-    run, cases = SUITES[given.suite]
-    wanted = [c for c in given.cases.split(",") if c]
-    peers = [p for p in given.peers.split(",") if p]
-    for names, known, what in ((wanted, cases, "case"), (peers, [*PEERS, *VARIANTS], "peer")):
-        for name in names:
-            if name not in known:
-                parser.error(f"unknown {what} {name!r}; known: {', '.join(known)}")
+    """Run what is asked for; 1 where a check fails, 2 where a suite cannot run here."""
+    given = _parser().parse_args(arguments)
     try:
-        found = []
-        for row in run(peers, wanted, given.commit or rows.current_commit()):
-            rate = row["work"] / row["ms"] / 1e9
-            print(
-                f"{row['case']:22} {row['impl']:17} {row['ms']:9.4f} ms {rate:7.1f} TFLOP/s "
-                f"error {row['error']:.5f}",
-                flush=True,
-            )
-            rows.append([row], given.results, row["gpu"].replace(" ", "-"), given.suite)
-            found.append(row)
-    except KdslError as error:
+        return int(given.run(given))
+    except (KdslError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="SUITE")
+    results = argparse.ArgumentParser(add_help=False)
+    results.add_argument("--results", type=Path, default=rows.ROOT / "benchmarks" / "results")
+    written = argparse.ArgumentParser(add_help=False, parents=[results])
+    written.add_argument(
+        "--commit", default="", help="the commit of these sources, where Git is not"
+    )
+    for name, (suite, cases) in TIMED.items():
+        timed = commands.add_parser(name, parents=[written], help=_first_line(suite.__doc__))
+        timed.add_argument(
+            "--cases", default=[], type=_names(cases), help="case ids by comma; default: all"
+        )
+        timed.add_argument(
+            "--peers",
+            default=list(PEERS),
+            type=_names([*PEERS, *VARIANTS]),
+            help=f"names by comma, also {' and '.join(VARIANTS)}; default: {','.join(PEERS)}",
+        )
+        timed.set_defaults(run=_timed, suite=name)
+    plain = commands.add_parser("overhead", help="the host's part of a call, launch left out")
+    plain.set_defaults(run=lambda _: overhead.main())
+    plain = commands.add_parser("partition", help="balance, planning time and simulated ranks")
+    plain.set_defaults(run=lambda _: _lines(partition.suite()))
+    codes = commands.add_parser(
+        "quality", parents=[written], help="errors of codes and rotations, with NumPy alone"
+    )
+    codes.add_argument("--weights", type=Path, help="trained weights: .safetensors or .npz")
+    codes.set_defaults(run=_quality)
+    plain = commands.add_parser("table", parents=[results], help="print the results")
+    plain.set_defaults(run=lambda given: show(rows.load(given.results)) or 0)
+    plain = commands.add_parser("check", parents=[results], help="rows belong to their commits")
+    plain.set_defaults(run=_check)
+    return parser
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").splitlines()[0].rstrip(".").lower()
+
+
+def _names(known: Mapping[str, Any] | list[str]) -> Any:
+    def read(text: str) -> list[str]:
+        names = [name for name in text.split(",") if name]
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"unknown {name!r}; known: {', '.join(known)}")
+        return names
+
+    return read
+
+
+def _timed(given: argparse.Namespace) -> int:
+    run, _ = TIMED[given.suite]
+    found = []
+    for row in run(given.peers, given.cases, given.commit or rows.current_commit()):
+        scale, unit = RATES[row["unit"]]
+        rate = row["work"] / row["ms"] / scale
+        print(
+            f"{row['case']:22} {row['impl']:17} {row['ms']:9.4f} ms {rate:7.1f} {unit} "
+            f"error {row['error']:.5f}",
+            flush=True,
+        )
+        rows.append([row], given.results, row["gpu"].replace(" ", "-"), given.suite)
+        found.append(row)
     show(found)
     return 0
+
+
+def _lines(lines: Iterator[str]) -> int:
+    for line in lines:
+        print(line, flush=True)
+    return 0
+
+
+def _quality(given: argparse.Namespace) -> int:
+    quality.write(given.results, given.commit or rows.current_commit(), given.weights)
+    return 0
+
+
+def _check(given: argparse.Namespace) -> int:
+    bad = rows.unproven(given.results)
+    print("\n".join(bad) or "every row belongs to its commit")
+    return 1 if bad else 0
 
 
 if __name__ == "__main__":

@@ -72,3 +72,33 @@ ATTENTION = {
         ),
     )
 }
+
+
+@dataclass(frozen=True)
+class ListsCase:
+    """Lists and the order of tiles from the map of an attention case."""
+
+    id: str
+    attention: AttentionCase
+    inverted: bool = False
+    """Also those of the gradients."""
+
+    @property
+    def work(self) -> int:
+        """Bytes that must move: the map once, each kept block's column, four numbers a line; all
+        of it again for inverted lists."""
+        kept = self.attention.plan()
+        heads, lines, _ = kept.shape
+        once = kept.size + 4 * int(kept.sum()) + 16 * heads * lines
+        return once * (2 if self.inverted else 1)
+
+
+LISTS = {
+    case.id: case
+    for name in SHAPES
+    for case in (
+        ListsCase(f"lists-{name}-d0.10", ATTENTION[f"fwd-{name}-bf16-d0.10"]),
+        ListsCase(f"lists-{name}-d0.30", ATTENTION[f"fwd-{name}-bf16-d0.30"]),
+        ListsCase(f"lists-{name}-d0.10-inverted", ATTENTION[f"fwd-{name}-bf16-d0.10"], True),
+    )
+}

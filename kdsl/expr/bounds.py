@@ -82,6 +82,8 @@ def node_bounds(node: Expr, args: list[Bounds], indices: Mapping[str, Bounds]) -
         return (max(a, -b, 0), max(-a, b))
     if op in ("floordiv", "mod"):
         return _division(node, *args)
+    if op == "shr":
+        return _shift(node, *args)
     (a, b), (c, d) = args
     if op == "add":
         return (a + c, b + d)
@@ -134,6 +136,15 @@ def _division(node: Expr, dividend: Bounds, divisor: Bounds) -> Bounds:
     if a < 0:
         return (0, d - 1)
     return (a if b < c else 0, min(b, d - 1))
+
+
+def _shift(node: Expr, value: Bounds, by: Bounds) -> Bounds:
+    (a, b), (c, d) = value, by
+    if c < 0 or d > 31:
+        raise SpecError(
+            f"shift {node.args[1]!r} runs from {c} to {d}", where=repr(node), hint="0 to 31 bits"
+        )
+    return (min(a >> c, a >> d), max(b >> c, b >> d))
 
 
 def _truth(op: str, args: list[Bounds]) -> Bounds:

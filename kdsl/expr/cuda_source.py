@@ -33,6 +33,7 @@ DIALECT = Dialect(
         "mul": "{0} * {1}",
         "floordiv": "{0} / {1}",
         "mod": "{0} % {1}",
+        "shr": "{0} >> {1}",
         "floor": "floordiv({0}, {1})",
         "floormod": "floormod({0}, {1})",
         "abs": "absolute({0})",

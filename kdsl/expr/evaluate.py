@@ -21,6 +21,7 @@ NUMPY: dict[str, Callable[..., Any]] = {
     "mul": np.multiply,
     "floordiv": np.floor_divide,
     "mod": np.remainder,
+    "shr": np.right_shift,
     "min": np.minimum,
     "max": np.maximum,
     "abs": np.abs,

@@ -26,6 +26,7 @@ INT_OPS = frozenset(
         "mul",
         "floordiv",
         "mod",
+        "shr",
         "min",
         "max",
         "abs",
@@ -37,9 +38,9 @@ BOOL_OPS = frozenset(
 )
 """``clear``: no bit of a third integer is set in either of two.  Leaves are printed with it
 (`kdsl.kernels.attention.ranges`); masks and specs never hold it."""
-VARIABLES = ("q", "k", "qs", "ks", "head", "batch", "s")
-"""Original query and key token, their stored positions, query head, batch item, and the one index
-of an order (a stored position, or an original token in its inverse)."""
+VARIABLES = ("q", "k", "qs", "ks", "head", "batch", "s", "row", "col")
+"""Original query and key token, their stored positions, query head, batch item, the one index of an
+order (a stored position, or an original token in its inverse), and the two of a coded matrix."""
 
 
 class Expr:
@@ -167,6 +168,9 @@ class Expr:
     def __rmod__(self, other: int) -> Expr:
         return make("mod", (as_expr(other), self))
 
+    def __rshift__(self, other: Expr | int) -> Expr:
+        return make("shr", (self, as_expr(other)))
+
     def __neg__(self) -> Expr:
         return make("sub", (const(0), self))
 
@@ -271,6 +275,7 @@ _FOLD: dict[str, Callable[..., int]] = {
     "mul": lambda a, b: a * b,
     "floordiv": lambda a, b: a // b,
     "mod": lambda a, b: a % b,
+    "shr": lambda a, b: a >> b,
     "min": min,
     "max": max,
     "abs": abs,
@@ -326,6 +331,8 @@ def _check(op: str, args: tuple[Expr, ...], data: Any) -> None:
         else:
             kinds, hint = ("an integer", "a truth value"), "`where(condition, 1, 0)`"
         raise SpecError(f"{op!r} takes {kinds[0]}, got {kinds[1]}", where=repr(arg), hint=hint)
+    if op == "shr" and args[1].value is not None and not 0 <= args[1].value < 32:
+        raise SpecError(f"shift by {args[1].value}", where=repr(args[0]), hint="0 to 31 bits")
     if op in ("floordiv", "mod") and args[1].value is not None and args[1].value <= 0:
         raise SpecError(
             f"division by {args[1].value}", where=repr(args[0]), hint="a positive divisor"
@@ -354,6 +361,8 @@ def _simplify(op: str, args: tuple[Expr, ...], values: tuple[int | None, ...]) -
         if args[0].same(args[1]):
             return const(0)
         return args[0] if values[1] == 0 else None
+    if op == "shr" and (values[0] == 0 or values[1] == 0):
+        return args[0]
     if op == "mul" and (0 in values or 1 in values):
         if 0 in values:
             return const(0)

@@ -36,6 +36,7 @@ DIALECT = Dialect(
         "mul": "{0} * {1}",
         "floordiv": "{0} // {1}",
         "mod": "{0} % {1}",
+        "shr": "{0} >> {1}",
         "floormod": "floormod({0}, {1})",
         "abs": "tl.abs({0})",
         "min": "tl.minimum({0}, {1})",

@@ -12,11 +12,13 @@ from kdsl.masks.builtin import (
     frame_band,
     prefix,
     radial,
+    ranges,
     same,
     segments,
     sink,
     text,
     tree,
+    varlen,
     window,
 )
 
@@ -33,10 +35,12 @@ __all__ = [
     "predicate",
     "prefix",
     "radial",
+    "ranges",
     "same",
     "segments",
     "sink",
     "text",
     "tree",
+    "varlen",
     "window",
 ]

@@ -144,6 +144,29 @@ def same(ids: Table | npt.ArrayLike) -> Mask:
 segments = same
 
 
+def ranges(first: Table | npt.ArrayLike, end: Table | npt.ArrayLike) -> Mask:
+    """Query ``q`` sees keys ``first[q] <= k < end[q]``; none where the two are equal.
+
+    Tables ``[queries]`` or ``[batch, queries]``, or the values themselves.
+    """
+    low, high = _ids(first), _ids(end)
+    return predicate(lambda q, k, batch: (_at(low, q, batch) <= k) & (k < _at(high, q, batch)))
+
+
+def varlen(queries: Grid | int, keys: Grid | int | None = None, *, name: str = "varlen") -> Mask:
+    """Sequences packed along the tokens, whose lengths are known at the call only.
+
+    ``queries`` and ``keys`` are capacities.  The tables ``<name>_first`` and ``<name>_end``, int32
+    ``[queries]``, say which keys a query sees (`ranges`): those of its own sequence, all or up to
+    its place in it, and none for padding.  `kdsl.integrations.flash_attention.varlen_tables` makes
+    them of ``cu_seqlens``.
+    """
+    rows = as_grid(queries, "queries").tokens
+    most = rows if keys is None else as_grid(keys, "keys").tokens
+    first, end = (Table(f"{name}_{side}", rows, "int32", 0, most) for side in ("first", "end"))
+    return ranges(first, end)
+
+
 def tree(start: Table | npt.ArrayLike, end: Table | npt.ArrayLike) -> Mask:
     """Shared prefixes: a token sees itself and its ancestors, never a sibling branch.
 

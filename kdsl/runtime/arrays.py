@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from typing import Any
 
@@ -41,6 +42,11 @@ def uploaded(x: npt.NDArray[Any], dtype: str, device: Any) -> Any:
     # Torch neither takes negative strides nor likes arrays that must not be written.
     held = torch.from_numpy(np.require(x, requirements=["C", "W"]))
     return held.to(device=device, dtype=getattr(torch, dtype))
+
+
+def interpreting() -> bool:
+    """Whether Triton runs in its interpreter, on the CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 _said = False

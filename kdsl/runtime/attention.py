@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -14,16 +13,18 @@ import numpy.typing as npt
 
 from kdsl.blocks import Blocks
 from kdsl.errors import ConfigError, InputError, UnsupportedError
-from kdsl.kernels.attention.backward.tunable import PARTS, BackwardTunable
+from kdsl.kernels.attention import launch
+from kdsl.kernels.attention.backward.tunable import KERNELS, BackwardTunable, kernels
 from kdsl.kernels.attention.config import BACKENDS, OFFERED, Config
 from kdsl.kernels.attention.tunable import AttentionTunable
 from kdsl.reference.attention import attention as reference_attention
 from kdsl.runtime import codecache
-from kdsl.runtime.arrays import like, say_once, uploaded
+from kdsl.runtime.arrays import interpreting, like, say_once, uploaded
 from kdsl.runtime.bound import Bound, remember
 from kdsl.runtime.calibration import CostModel
 from kdsl.runtime.checks import check_finite, check_tensors
 from kdsl.runtime.choice import Choice, choose, settle
+from kdsl.runtime.on_device import OnDevice
 from kdsl.runtime.operator import Operator, Tables, array_tables, require_values
 from kdsl.runtime.predict import Prediction
 from kdsl.runtime.program import Program, empty_results, nothing_to_do
@@ -61,14 +62,15 @@ class AttentionOperator(Operator):
         self.fixed: dict[str, npt.NDArray[Any]] = array_tables(spec, sample)
         self.given, self.mode, self.given_backward = config, mode, dict(backward or {})
         for part in self.given_backward:
-            if part not in PARTS:
-                raise ConfigError(f"no backward kernel {part!r}", hint=" or ".join(PARTS))
+            if part not in KERNELS:
+                raise ConfigError(f"no backward kernel {part!r}", hint=" or ".join(KERNELS))
         self.programs: dict[bool, Program] = {}
         """What torch's operations run: without, and with the backward."""
         self.seen_by_torch = _seen_by_torch()
         for table in spec.open_tables:
             if table.name in self.fixed:
                 self.fixed[table.name] = table.checked(self.fixed[table.name])
+        self.on_device = OnDevice(spec, self.fixed)
         known = {t.name for t in spec.open_tables} <= set(self.fixed)
         self.tunable = (
             self._bound(self.fixed, 1).tunable
@@ -92,20 +94,18 @@ class AttentionOperator(Operator):
         """
         kind = self._kind(tensors)
         if kind in self.known and not check:
-            bound = self._bound_for(tables, tensors[0].shape[0])
-            out, lse = self._launch(tensors, bound, self.known[kind], kind)
+            out, lse = self._launch(tensors, tables, self.known[kind], kind)
             return (out, lse) if self.spec.return_lse else out
         q, k, v = check_tensors(self.spec, tensors)
         if check:
             check_finite({"q": q, "k": k, "v": v})
+            self._checked({**self.fixed, **array_tables(self.spec, tables)})
         if not isinstance(q, np.ndarray) and self.seen_by_torch((q, k, v)):
             out, lse = _torch_ops().attention(self, (q, k, v), tables)
+        elif self.backend == "reference":
+            out, lse = self._by_reference((q, k, v), self._bound_for(tables, q.shape[0]))
         else:
-            bound = self._bound_for(tables, q.shape[0])
-            if self.backend == "reference":
-                out, lse = self._by_reference((q, k, v), bound)
-            else:
-                out, lse = self._by_kernel((q, k, v), bound, kind)
+            out, lse = self._by_kernel((q, k, v), tables, kind)
         if check:
             check_finite({"the output": out})
         return (out, lse) if self.spec.return_lse else out
@@ -114,11 +114,6 @@ class AttentionOperator(Operator):
         self, tables: Tables | None, batch: int, device: Any, differentiated: bool
     ) -> tuple[list[Any], list[Any], str]:
         """What ``kdsl::attention`` takes beside q, k and v: lists, tables, the program's name."""
-        if differentiated and self.spec.stored:
-            raise UnsupportedError(
-                "tensors in stored order have no gradients yet",
-                hint="stored=False, whose kernels read the model's order, or torch.no_grad()",
-            )
         bound = self._bound_for(tables, batch)
         if self.backend == "reference":
             if self.target is None:
@@ -128,10 +123,23 @@ class AttentionOperator(Operator):
             self.require_here()
             self._check_device(device)
             lists, values = bound.operands(device, differentiated)
+        return lists, values, self.program(differentiated).name
+
+    def reads_on_device(self, tables: Tables | None, device: Any) -> bool:
+        """Whether the lists of a call with these tables are made on the device."""
+        return self.backend != "reference" and self.on_device.reads(tables, device)
+
+    def program(self, differentiated: bool) -> Program:
+        """What torch's operations run, with the backward or without."""
+        if differentiated and self.spec.stored:
+            raise UnsupportedError(
+                "tensors in stored order have no gradients yet",
+                hint="stored=False, whose kernels read the model's order, or torch.no_grad()",
+            )
         if differentiated not in self.programs:
             program = self._program(differentiated)
             self.programs[differentiated] = _torch_ops().remember(program)
-        return lists, values, self.programs[differentiated].name
+        return self.programs[differentiated]
 
     def _program(self, differentiated: bool) -> Program:
         if self.backend == "reference":
@@ -156,13 +164,15 @@ class AttentionOperator(Operator):
                 here=self.here,
                 tables=self.fixed,
             )
-            for part in PARTS
+            for part in kernels(self.tunable, self.target)
         }
 
     @property
     def backward_source(self) -> str:
-        """The complete generated file of the backward kernels; it runs on its own."""
-        return BackwardTunable(self.tunable, "keys").source
+        """The complete generated file of the kernels of dK and dV; it runs on its own."""
+        chosen = self.backward_choices.get("keys")
+        template = chosen.params["template"] if chosen else "portable"
+        return BackwardTunable(self.tunable, "keys").source_of(template)
 
     def _by_reference(self, tensors: tuple[Any, ...], bound: Bound) -> tuple[Any, Any]:
         if self.target is None:
@@ -186,7 +196,7 @@ class AttentionOperator(Operator):
             return None
 
     def _by_kernel(
-        self, tensors: tuple[Any, ...], bound: Bound, kind: Any = None
+        self, tensors: tuple[Any, ...], tables: Tables | None, kind: Any = None
     ) -> tuple[Any, Any]:
         from kdsl.kernels.attention.fallback import fitting
 
@@ -194,30 +204,33 @@ class AttentionOperator(Operator):
         if isinstance(given := tensors[0], np.ndarray):
             place = "cpu" if interpreting() else "cuda"
             moved = tuple(uploaded(x, self.spec.dtype, place) for x in tensors)
-            out, lse = self._by_kernel(moved, bound)
+            out, lse = self._by_kernel(moved, tables)
             return like(out, given), like(lse, given, np.float32)
         device = tensors[0].device
         self._check_device(device)
         if nothing_to_do(tensors):
+            self._bound_for(tables, tensors[0].shape[0])  # raises on what is wrong with them
             return empty_results(tensors[0])
         config = self._config
         if config.loads != "pointer":
             config = fitting(config, tensors, AttentionTunable(self.spec).legal)
-        result = self._launch(tensors, bound, config, kind)
+        result = self._launch(tensors, tables, config, kind)
         if kind is not None and len(self.known) < KEPT_CALLS:
             self.known[kind] = config
         return result
 
     def _launch(
-        self, tensors: tuple[Any, ...], bound: Bound, config: Config, kind: Any
+        self, tensors: tuple[Any, ...], tables: Tables | None, config: Config, kind: Any
     ) -> tuple[Any, Any]:
-        from kdsl.kernels.attention.launch import launch
-
-        device = tensors[0].device
-        lists, tables = bound.upload(device)
+        device, batch = tensors[0].device, tensors[0].shape[0]
         module = self.module(config.template)
-        with _torch_ops().on(device):
-            return launch(module, self.spec, config, lists, tensors, tables, kind=kind)
+        with self.on(device):
+            if tables is not None and self.reads_on_device(tables, device):
+                batch = batch if self.by_batch else 1
+                made = self.on_device.upload(self.program(False), tables, batch, device)
+            else:
+                made = self._bound_for(tables, batch).upload(device)
+            return launch.launch(module, self.spec, config, made[0], tensors, made[1], kind=kind)
 
     def _check_device(self, device: Any) -> None:
         """Raise unless the kernels run on a device."""
@@ -226,6 +239,12 @@ class AttentionOperator(Operator):
                 "the tensors are on the CPU, the kernel runs on a GPU",
                 hint='q.cuda(), or kdsl.build(spec, backend="reference")',
             )
+
+    @cached_property
+    def on(self) -> Callable[[Any], Any]:
+        """Makes a device the current one, within a ``with``."""
+        made: Callable[[Any], Any] = _torch_ops().on
+        return made
 
     @cached_property
     def _config(self) -> Config:
@@ -271,14 +290,18 @@ class AttentionOperator(Operator):
         if not tables and batch in self.ready:
             return self.ready[batch]
         values = {**self.fixed, **array_tables(self.spec, tables)}
-        require_values(self.spec, values)
         bound = self._bound(values, batch)
         if not tables:
             remember(self.ready, batch, bound)
         return bound
 
+    def _checked(self, values: Tables) -> dict[str, npt.NDArray[Any]]:
+        """Values of the open tables on the host; InputError where they are not what these hold."""
+        require_values(self.spec, values)
+        return {t.name: t.checked(values[t.name]) for t in self.spec.open_tables}
+
     def _bound(self, values: dict[str, npt.NDArray[Any]], batch: int) -> Bound:
-        checked = {t.name: t.checked(values[t.name]) for t in self.spec.open_tables}
+        checked = self._checked(values)
         text = b"".join(hashlib.sha256(v.tobytes()).digest() for v in checked.values())
         key = (text.hex(), batch if self.by_batch else 1)
         if key in self.bound:
@@ -342,8 +365,3 @@ def _torch_ops() -> Any:
     from kdsl.runtime import torch_ops
 
     return torch_ops
-
-
-def interpreting() -> bool:
-    """Whether Triton runs in its interpreter, on the CPU."""
-    return os.environ.get("TRITON_INTERPRET") == "1"

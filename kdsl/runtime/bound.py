@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ class Bound:
         self.tables, self.tunable = tables, AttentionTunable(spec, tables, batch, templates)
         self.on_device: OrderedDict[Any, tuple[Any, tuple[Any, ...]]] = OrderedDict()
         self.as_operands: OrderedDict[Any, tuple[list[Any], list[Any]]] = OrderedDict()
+        self.streams: set[tuple[Any, int, bool]] = set()
+        """Streams that the memory is known to be used on: device, stream, inverted lists too."""
 
     @property
     def blocks(self) -> Blocks:
@@ -46,7 +49,27 @@ class Bound:
             lists = launch.lists(self.blocks, spec.heads, device)
             made = lists, launch.table_tensors(spec, self.tables, device)
             remember(self.on_device, device, made)
-        return self.on_device[device]
+            self.streams = {s for s in self.streams if s[0] != device}
+        held, tables = found = self.on_device[device]
+        if device.type == "cuda":
+            self._used(device, False, lambda: (*held.tensors, *tables))
+        return found
+
+    def _used(self, device: Any, inverted: bool, memory: Callable[[], Sequence[Any]]) -> None:
+        """Tell torch's allocator, once, that the current stream reads some memory.
+
+        It was allocated on whichever stream was the current one then; let go of, it would be handed
+        out there while kernels of this one still read it.
+        """
+        import torch
+
+        stream = torch.cuda.current_stream(device)
+        key = (device, stream.cuda_stream, inverted)
+        if key not in self.streams:
+            self.streams.add(key)
+            with without_modes():
+                for x in memory():
+                    x.record_stream(stream)
 
     def operands(self, device: Any, inverted: bool) -> tuple[list[Any], list[Any]]:
         """(lists, tables) as a `Program` on kernels takes them; made once."""
@@ -60,7 +83,11 @@ class Bound:
                 if inverted:
                     lists += launch.inverted(self.blocks, self.tunable.spec, device).tensors
             remember(self.as_operands, key, (lists, list(tables)))
-        return self.as_operands[key]
+            self.streams = {s for s in self.streams if s[0] != device}
+        found = self.as_operands[key]
+        if device.type == "cuda":
+            self._used(device, inverted, lambda: (*found[0], *found[1]))
+        return found
 
     def values(self, device: Any) -> tuple[list[Any], list[Any]]:
         """(no lists, all tables) as a `Program` on the reference takes them; made once."""

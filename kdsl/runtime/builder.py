@@ -58,7 +58,8 @@ def build(
                 hint='gpu="a100" to look at it, or backend="reference"',
             )
         return PermuteOperator(spec, target, own, config, mode, here, tables)
-    from kdsl.runtime.attention import AttentionOperator, interpreting
+    from kdsl.runtime.arrays import interpreting
+    from kdsl.runtime.attention import AttentionOperator
 
     picked = _pick(backend, ("triton", "gluon"), target)
     if interpreting() and picked != "reference":

@@ -18,7 +18,8 @@ from kdsl.layouts import int8
 from kdsl.orders import axes
 from kdsl.runtime import codecache
 from kdsl.runtime.aot import compile_for
-from kdsl.runtime.attention import AttentionOperator, interpreting
+from kdsl.runtime.arrays import interpreting
+from kdsl.runtime.attention import AttentionOperator
 from kdsl.runtime.builder import build, device_target
 from kdsl.runtime.choice import Choice
 from kdsl.runtime.operator import Operator

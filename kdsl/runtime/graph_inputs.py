@@ -29,6 +29,18 @@ def constants(
     return operator.operands(tables, batch, device, differentiated)
 
 
+def sources(operator: AttentionOperator, tables: Any, device: Any, differentiated: bool) -> Any:
+    """Where the tables of a call on the device come from, and the program that reads them."""
+    return _sources(operator, tuple(tables), device, differentiated)
+
+
+@torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]
+def _sources(
+    operator: AttentionOperator, names: tuple[str, ...], device: Any, differentiated: bool
+) -> Any:
+    return operator.on_device.sources(names, device), operator.program(differentiated).name
+
+
 @torch._dynamo.disable(  # type: ignore[no-untyped-call, untyped-decorator]
     reason="tables of a call are read on the host; op = op.bind(tables) before it is compiled"
 )

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from kdsl.errors import InputError, UnsupportedError
 from kdsl.orders import Order
 from kdsl.reference import statistics as reference
-from kdsl.runtime.attention import interpreting
+from kdsl.runtime.arrays import interpreting
 from kdsl.statistics import BlockStatistics
 
 BLOCKS = (16, 32, 64, 128, 256)

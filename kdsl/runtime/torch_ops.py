@@ -1,7 +1,8 @@
 """Attention as torch operations: seen by autograd, torch.compile, fake tensors and export.
 
 ``kdsl::attention`` and ``kdsl::attention_backward`` take the program by its name (canonical JSON),
-rows of blocks and tables as tensors.  They do not look at values, and wait for nothing.
+rows of blocks and tables as tensors; ``kdsl::attention_lists`` makes the rows of tables that came
+with the call.  They do not look at values, and wait for nothing.
 
 The programs by name are the one piece of global state of this library: those of living operators,
 and a bounded number of others, from which what drops out is made again of its name.
@@ -9,6 +10,7 @@ and a bounded number of others, from which what drops out is made again of its n
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor
 
 from kdsl.errors import UnsupportedError
+from kdsl.kernels.lists import call
 from kdsl.runtime.program import Program
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 KEPT = 64
 """Programs that are remembered though no operator has them any more."""
 
+_HERE = contextlib.nullcontext()
 _programs: WeakValueDictionary[str, Program] = WeakValueDictionary()
 _kept: deque[Program] = deque(maxlen=KEPT)
 
@@ -34,6 +38,10 @@ _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 _library.define(
     "attention(Tensor q, Tensor k, Tensor v, Tensor[] lists, Tensor[] tables, str program)"
     " -> (Tensor, Tensor)",
+    tags=_TAGS,
+)
+_library.define(
+    "attention_lists(Tensor[] tables, str program, int batch, bool inverted) -> Tensor[]",
     tags=_TAGS,
 )
 _library.define(
@@ -67,16 +75,41 @@ def attention(operator: AttentionOperator, tensors: Sequence[Tensor], tables: An
     q, k, v = tensors
     batch = q.shape[0] if operator.by_batch else 1
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    here = operator.reads_on_device(tables, q.device)
     if torch.compiler.is_compiling():
         from kdsl.runtime import graph_inputs
 
         if operator.by_batch:
             batch = graph_inputs.known(batch)
-        find = graph_inputs.read_tables if tables else graph_inputs.constants
-        lists, values, name = find(operator, tables, batch, q.device, differentiated)
+        if here:
+            sources, name = graph_inputs.sources(operator, tables, q.device, differentiated)
+        else:
+            find = graph_inputs.read_tables if tables else graph_inputs.constants
+            lists, values, name = find(operator, tables, batch, q.device, differentiated)
+    elif here:
+        sources = operator.on_device.sources(tuple(tables), q.device)
+        name = operator.program(differentiated).name
     else:
         lists, values, name = operator.operands(tables, batch, q.device, differentiated)
+    if here:
+        values = operands_of(sources, tables)
+        lists = torch.ops.kdsl.attention_lists(values, name, batch, differentiated)
     return torch.ops.kdsl.attention(q, k, v, lists, values, name)
+
+
+def operands_of(sources: Sequence[tuple[str, str, Tensor | None]], tables: Any) -> list[Tensor]:
+    """Tables as the kernels take them: those that are kept, and the call's in their dtype."""
+    return [
+        kept if kept is not None else as_dtype(tables[name], getattr(torch, dtype)).contiguous()
+        for name, dtype, kept in sources
+    ]
+
+
+def as_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values in another dtype; truths are bytes already."""
+    if x.dtype == torch.bool and dtype == torch.uint8:
+        return x.view(torch.uint8)
+    return x.to(dtype)
 
 
 def remember(program: Program) -> Program:
@@ -104,6 +137,19 @@ def _attention_fake(
 ) -> tuple[Tensor, Tensor]:
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     return out, q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+def _attention_lists(
+    tables: list[Tensor], program: str, batch: int, inverted: bool
+) -> list[Tensor]:
+    with on(tables[0].device):
+        return program_named(program).lists(tables, batch, inverted)
+
+
+def _attention_lists_fake(
+    tables: list[Tensor], program: str, batch: int, inverted: bool
+) -> list[Tensor]:
+    return call.empty(program_named(program).spec, tables[0].device, batch, inverted)
 
 
 def _attention_backward(
@@ -188,8 +234,12 @@ for _name, _run, _fake, _backward, _keep in (
     torch.library.register_autograd(f"kdsl::{_name}", _backward, setup_context=_keep, lib=_library)
 
 
+_library.impl("attention_lists", _attention_lists, "CompositeExplicitAutograd")
+torch.library.register_fake("kdsl::attention_lists", _attention_lists_fake, lib=_library)
+
+
 def on(device: Any) -> Any:
     """The device as the current one: kernels launch where their tensors are."""
-    import contextlib
-
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return _HERE
+    return torch.cuda.device(device)

@@ -42,14 +42,19 @@ def key_index(s, head, tables):
 
 
 @triton.jit
+def offsets(FIRST: tl.constexpr, N: tl.constexpr, stride):
+    """Where columns FIRST to FIRST + N lie in a row, ``[1, N]``: in 64 bits, for they may be far
+    apart where another axis is the innermost one."""
+    return (FIRST + tl.arange(0, N)).to(tl.int64)[None, :] * stride
+
+
+@triton.jit
 def load_rows(base, tokens, stride_n, stride_d, limit, D0: tl.constexpr, D1: tl.constexpr):
     """Rows of a matrix in two parts of D0 and D1 columns; rows that `limit` excludes read 0."""
     rows = base + tokens.to(tl.int64)[:, None] * stride_n
-    first = tl.load(rows + tl.arange(0, D0)[None, :] * stride_d, mask=limit[:, None], other=0.0)
+    first = tl.load(rows + offsets(0, D0, stride_d), mask=limit[:, None], other=0.0)
     if D1:
-        second = tl.load(
-            rows + (D0 + tl.arange(0, D1))[None, :] * stride_d, mask=limit[:, None], other=0.0
-        )
+        second = tl.load(rows + offsets(D0, D1, stride_d), mask=limit[:, None], other=0.0)
     else:
         second = first
     return first, second
@@ -59,9 +64,9 @@ def load_rows(base, tokens, stride_n, stride_d, limit, D0: tl.constexpr, D1: tl.
 def load_all_rows(base, tokens, stride_n, stride_d, D0: tl.constexpr, D1: tl.constexpr):
     """`load_rows` where every row is inside."""
     rows = base + tokens.to(tl.int64)[:, None] * stride_n
-    first = tl.load(rows + tl.arange(0, D0)[None, :] * stride_d)
+    first = tl.load(rows + offsets(0, D0, stride_d))
     if D1:
-        second = tl.load(rows + (D0 + tl.arange(0, D1))[None, :] * stride_d)
+        second = tl.load(rows + offsets(D0, D1, stride_d))
     else:
         second = first
     return first, second

@@ -16,6 +16,7 @@ from kdsl.kernels.attention.common import (
     load_described,
     load_rows,
     mask,
+    offsets,
     query_index,
     tile_facts,
     tile_start,
@@ -179,10 +180,10 @@ def attention_forward(
         + q_tokens.to(tl.int64)[:, None] * o_n
     )  # fmt: skip
     out = tl.where(nothing[:, None], 0.0, acc0 * share[:, None]).to(o.dtype.element_ty)
-    tl.store(o_rows + tl.arange(0, D0)[None, :] * o_d, out, mask=inside[:, None])
+    tl.store(o_rows + offsets(0, D0, o_d), out, mask=inside[:, None])
     if D1:
         out = tl.where(nothing[:, None], 0.0, acc1 * share[:, None]).to(o.dtype.element_ty)
-        tl.store(o_rows + (D0 + tl.arange(0, D1))[None, :] * o_d, out, mask=inside[:, None])
+        tl.store(o_rows + offsets(D0, D1, o_d), out, mask=inside[:, None])
     if LSE:
         LN2: tl.constexpr = 0.6931471805599453
         value = tl.where(nothing, -float("inf"), (top + tl.log2(total)) * LN2)

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdsl.blocks import Blocks
+from kdsl.expr.tables import Table
 from kdsl.kernels.attention import tables as leaf_tables
 from kdsl.kernels.attention.config import Config, head_parts, table_dtype
 from kdsl.kernels.attention.hopper import launch as hopper
+from kdsl.kernels.attention.prepared import keep
 from kdsl.specs import Attention
 
 if TYPE_CHECKING:
@@ -126,7 +128,7 @@ def launch(
     import torch
 
     q, k, v = tensors
-    batch, heads, queries, head_dim = q.shape
+    batch, heads, queries, _ = q.shape
     out = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
     if lse is None:
         shape = (batch, heads, queries) if spec.return_lse else (1, 1, 1)
@@ -134,26 +136,64 @@ def launch(
     if config.template == "hopper":
         hopper.launch(module, spec, config, held, tensors, tables, out, lse, kind)
         return out, lse
-    d0, d1 = head_parts(head_dim)
-    tails: tuple[Any, ...] = (None, None, None)
-    heads_of: tuple[Any, ...] = tensors
-    described = config.loads == "descriptor"
-    if described:
-        heads_of, tails = describe(
-            tensors, (config.block_m, config.block_n, config.block_n), d0, d1
-        )
+    moving = {"q": q, "k": k, "v": v, "o": out, "lse": lse}
+    ready = None if kind is None else held.prepared.get(kind)
+    if ready is not None and ready.tables is tables:
+        ready(moving, hopper.stream_of(q.device))
+        return out, lse
     programs = batch * heads * held.rows * (spec.block[0] // config.block_m)
-    module.attention_forward[(programs,)](
-        *heads_of, out, lse, *tails,
-        held.start, held.full, held.partial, held.index, held.tiles, tables,
-        *q.stride(), *k.stride(), *v.stride(), *out.stride(), *held.strides,
-        heads, held.rows, queries, k.shape[2], spec.softmax_scale * LOG2E,
-        GROUP=spec.group, D0=d0, D1=d1, MASK_M=spec.block[0], MASK_N=spec.block[1],
-        BLOCK_M=config.block_m, BLOCK_N=config.block_n, DESCRIBED=described,
-        LSE=spec.return_lse, STORED=spec.stored, PRECISION="ieee",
-        num_warps=config.num_warps, num_stages=config.num_stages, enable_fp_fusion=True,
-    )  # fmt: skip
+    values = arguments_of(spec, config, held, moving, tables)
+    fn = module.attention_forward
+    kernel = fn[(programs,)](
+        **values, num_warps=config.num_warps, num_stages=config.num_stages, enable_fp_fusion=True
+    )
+    if kind is not None:
+        keep(held.prepared, kind, kernel, fn.arg_names, values, programs)
     return out, lse
+
+
+def arguments_of(
+    spec: Attention,
+    config: Config,
+    held: Lists,
+    moving: Mapping[str, Tensor],
+    tables: tuple[Tensor, ...],
+) -> dict[str, Any]:
+    """Every argument of the portable kernel by name."""
+    d0, d1 = head_parts(spec.head_dim)
+    described = config.loads == "descriptor"
+    values: dict[str, Any] = {**moving, "q_tail": None, "k_tail": None, "v_tail": None}
+    for name in "qkvo":
+        strides = zip("bhnd", moving[name].stride(), strict=True)
+        values |= {f"{name}_{axis}": step for axis, step in strides}
+    for name in ("start", "full", "partial", "index", "tiles", "rows"):
+        values[name] = getattr(held, name)
+    q, k, v = (moving[name] for name in "qkv")
+    if described:
+        rows = (config.block_m, config.block_n, config.block_n)
+        firsts, tails = describe((q, k, v), rows, d0, d1)
+        values |= dict(zip(("q", "k", "v"), firsts, strict=True))
+        values |= dict(zip(("q_tail", "k_tail", "v_tail"), tails, strict=True))
+    return {
+        **values,
+        "tables": tables,
+        **dict(zip(("list_b", "list_h"), held.strides, strict=True)),
+        "heads": q.shape[1],
+        "queries": q.shape[2],
+        "keys": k.shape[2],
+        "scale_log2": spec.softmax_scale * LOG2E,
+        "GROUP": spec.group,
+        "D0": d0,
+        "D1": d1,
+        "DESCRIBED": described,
+        "MASK_M": spec.block[0],
+        "MASK_N": spec.block[1],
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "LSE": spec.return_lse,
+        "STORED": spec.stored,
+        "PRECISION": "ieee",
+    }
 
 
 def describe(
@@ -175,13 +215,15 @@ def table_tensors(
     spec: Attention, tables: Mapping[str, Any] | None, device: Any
 ) -> tuple[Tensor, ...]:
     """Tables in the order the leaves take them, on a device, contiguous."""
+    held = leaf_tables.table_values(spec, tables or {})
+    return tuple(table_tensor(t, held[t.name], device) for t in leaf_tables.tables(spec))
+
+
+def table_tensor(table: Table, values: Any, device: Any) -> Tensor:
+    """One table as the leaves take it; values of the host are checked."""
     import torch
 
-    held = leaf_tables.table_values(spec, tables or {})
-    out = []
-    for t in leaf_tables.tables(spec):
-        values = held[t.name]
-        if not isinstance(values, torch.Tensor):
-            values = torch.from_numpy(np.array(t.checked(values)))
-        out.append(values.to(device=device, dtype=getattr(torch, table_dtype(t))).contiguous())
-    return tuple(out)
+    if not isinstance(values, torch.Tensor):
+        values = torch.from_numpy(np.array(table.checked(values)))
+    held: Tensor = values.to(device=device, dtype=getattr(torch, table_dtype(table)))
+    return held.contiguous()

@@ -113,6 +113,12 @@ def table_values(spec: Attention, given: Tables) -> dict[str, Any]:
     return out
 
 
+def made_on_host(spec: Attention) -> bool:
+    """Whether a table that the leaves read is made of open ones: an inverse, a chain of lists."""
+    made = _stored_orders(spec).values()
+    return any(t.values is None for _, order in made for t in order.tables)
+
+
 def _stored_orders(spec: Attention) -> dict[str, tuple[Expr, Order]]:
     """Orders that are read from a table made of them, by side."""
     taken = {t.name for t in spec.tables}

@@ -58,12 +58,12 @@ def test_public_names_load_nothing_heavy(python: Any, root: Path) -> None:
 
 
 def test_rooms_need_numpy_alone(python: Any, root: Path) -> None:
-    """The language, the reference, the runtime and the partitions import where only NumPy is.
+    """The language, reference, runtime, partitions and integrations import where only NumPy is.
 
     All but the modules that speak to torch itself: they are loaded where torch is.
     """
     names = [".".join(f.relative_to(root).with_suffix("").parts) for f in language(root)]
-    names += modules(root, "reference", "runtime", "parallel")
+    names += modules(root, "reference", "runtime", "parallel", "integrations")
     for name in (
         "kdsl.parallel.module",
         "kdsl.runtime.graph_inputs",

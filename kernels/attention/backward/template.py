@@ -21,6 +21,7 @@ from kdsl.kernels.attention.common import (
     load_described,
     load_rows,
     mask,
+    offsets,
     query_index,
     tile_facts,
     tile_start,
@@ -53,10 +54,9 @@ def store_rows(
     """Rows in two parts of columns, rounded to the dtype of the memory."""
     rows = base + tokens.to(tl.int64)[:, None] * stride_n
     kind = base.dtype.element_ty
-    tl.store(rows + tl.arange(0, D0)[None, :] * stride_d, x0.to(kind), mask=inside[:, None])
+    tl.store(rows + offsets(0, D0, stride_d), x0.to(kind), mask=inside[:, None])
     if D1:
-        columns = D0 + tl.arange(0, D1)
-        tl.store(rows + columns[None, :] * stride_d, x1.to(kind), mask=inside[:, None])
+        tl.store(rows + offsets(D0, D1, stride_d), x1.to(kind), mask=inside[:, None])
 
 
 @triton.jit

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kdsl.kernels.attention.config import Config, head_parts
@@ -13,6 +12,7 @@ from kdsl.kernels.attention.hopper.config import (
     options,
     stores_by_descriptor,
 )
+from kdsl.kernels.attention.prepared import keep
 from kdsl.specs import Attention
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 LOG2E = 1.4426950408889634
 ALIGNMENT = 16
-KEPT_LAUNCHES = 64
-"""Prepared launches of one set of lists: they differ in batch, strides and alignment."""
 
 
 def describable_tensors(tensors: tuple[Tensor, ...]) -> bool:
@@ -37,71 +35,17 @@ def describable_tensors(tensors: tuple[Tensor, ...]) -> bool:
     return True
 
 
-def describe(x: Tensor, rows: int, head_dim: int) -> tuple[Any, Any]:
-    """Descriptors of the two parts of ``[batch, heads, tokens, head_dim]``, `rows` rows a tile."""
+def describe(x: Tensor, rows: int, parts: tuple[int, int]) -> tuple[Any, Any]:
+    """Descriptors of two parts of the columns (the second may be 0) of ``[batch, heads, tokens,
+    head_dim]``, `rows` rows a tile."""
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     shape, strides = list(x.shape), list(x.stride())
     first, second = (
         TensorDescriptor(x, shape, strides, [1, 1, rows, n], layout_of(n)) if n else None
-        for n in head_parts(head_dim)
+        for n in parts
     )
     return first, second
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A compiled kernel with all arguments of a call but the tensors that change from one to the
-    next: what a call like it has left to do is a few microseconds, where Triton's own takes tens.
-    """
-
-    kernel: Any
-    programs: int
-    tables: tuple[Tensor, ...]
-    arguments: tuple[Any, ...]
-    moving: tuple[tuple[int, str], ...]
-    """Places of the arguments that change, and the tensors they are or describe."""
-
-    @staticmethod
-    def of(kernel: Any, names: Sequence[str], values: Mapping[str, Any], programs: int) -> Prepared:
-        """Of a call that was made: `values` by name, `names` in the order the kernel takes them."""
-        roles = {f"{n}{tail}": n for n in "qkvo" for tail in ("", "_tail")}
-        roles |= {"lse": "lse", "counter": "counter"}
-        moving = [(i, roles[n]) for i, n in enumerate(names) if n in roles]
-        moving = [(i, role) for i, role in moving if values[names[i]] is not None]
-        arguments = [values[n] for n in names]
-        for i, _ in moving:
-            # The tensors themselves are the caller's, to be freed when he lets go of them.
-            arguments[i] = over(arguments[i], None) if hasattr(arguments[i], "base") else None
-        return Prepared(kernel, programs, values["tables"], tuple(arguments), tuple(moving))
-
-    def __call__(self, tensors: Mapping[str, Tensor], stream: int) -> None:
-        """Launch on other tensors of the same shapes, strides and alignment."""
-        from triton import knobs
-
-        arguments = list(self.arguments)
-        for place, role in self.moving:
-            held = arguments[place]
-            arguments[place] = over(held, tensors[role]) if hasattr(held, "base") else tensors[role]
-        kernel, grid = self.kernel, (self.programs, 1, 1)
-        kernel.run(
-            *grid,
-            stream,
-            kernel.function,
-            kernel.packed_metadata,
-            kernel.launch_metadata(grid, stream, *arguments),
-            knobs.runtime.launch_enter_hook,
-            knobs.runtime.launch_exit_hook,
-            *arguments,
-        )
-
-
-def over(descriptor: Any, x: Tensor | None) -> Any:
-    """A descriptor of another tensor with the same shape and strides."""
-    made = object.__new__(type(descriptor))
-    made.__dict__.update(descriptor.__dict__)
-    made.base = x
-    return made
 
 
 def launch(
@@ -130,10 +74,7 @@ def launch(
     programs, values = arguments_of(spec, config, held, moving, tables)
     fn = module.attention_forward
     kernel = fn[(programs,)](**values, **options(config))
-    if hasattr(kernel, "run") and hasattr(kernel, "packed_metadata"):
-        if len(held.prepared) >= KEPT_LAUNCHES:
-            held.prepared.clear()
-        held.prepared[key] = Prepared.of(kernel, fn.arg_names, values, programs)
+    keep(held.prepared, key, kernel, fn.arg_names, values, programs)
 
 
 def arguments_of(
@@ -150,7 +91,7 @@ def arguments_of(
     n = config.block_n
     values: dict[str, Any] = {}
     for name, x, rows in (("q", q, 64), ("k", k, n), ("v", v, n), ("o", out, 64)):
-        parts = describe(x, rows, head_dim) if name != "o" or described else (x, None)
+        parts = describe(x, rows, head_parts(head_dim)) if name != "o" or described else (x, None)
         values |= {name: parts[0], f"{name}_tail": parts[1]}
     total = batch * heads * held.rows * (spec.block[0] // config.block_m)
     programs = total

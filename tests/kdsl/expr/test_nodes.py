@@ -179,7 +179,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     "arity": (lambda: make("add", (Q,)), "'add' takes 2 arguments, got 1"),
     "variable": (
         lambda: var("x"),
-        "unknown index 'x'\n  try q, k, qs, ks, head, batch, s",
+        "unknown index 'x'\n  try q, k, qs, ks, head, batch, s, row, col",
     ),
     "table rank": (
         lambda: table("doc", (2, 3))[Q],

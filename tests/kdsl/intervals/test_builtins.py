@@ -47,6 +47,7 @@ def builtin(grid: Grid) -> dict[str, Mask]:
         "segments": masks.causal() & masks.segments(RNG.integers(0, 3, n)),
         "batched": masks.same(np.stack([ids, ids[::-1]])),
         "tree": masks.tree(start, start + 1 + ids % 4),
+        "ranges": masks.ranges(np.searchsorted(ids, ids), np.arange(n) + 1 - ids % 2),
         "blocks": masks.blocks("plan", block=(16, 16)) & ~masks.causal(),
         "predicate": masks.predicate(lambda q, k: (q - k) % 7 == 0),
         "everything": masks.everything(),

@@ -71,6 +71,17 @@ def test_frames(width: int) -> None:
     )
 
 
+def test_ranges() -> None:
+    """A query sees the keys of its own range, by batch item where the tables are."""
+    first, end = np.array([0, 1, 1, 3]), np.array([2, 1, 4, 9])
+    at = np.arange(4)
+    wanted = (first[:, None] <= at) & (at < end[:, None])
+    np.testing.assert_array_equal(masks.ranges(first, end).dense(at, at), wanted)
+    both = masks.ranges(np.stack([end * 0, first]), np.stack([end * 0, end]))
+    assert not both.dense(at, at, batch=0).any()
+    np.testing.assert_array_equal(both.dense(at, at, batch=1), wanted)
+
+
 def test_segments_and_trees() -> None:
     """Tokens see their own segment; in a tree they see themselves and their ancestors."""
     ids = np.array([0, 0, 1, 1, 1, 2])

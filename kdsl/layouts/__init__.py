@@ -1,0 +1,73 @@
+"""Quantization layouts: how numbers are coded, grouped, scaled and stored.
+
+`Layout` codes a tensor on the way through a kernel (`int8`).  `Format` describes a stored matrix
+as a product of parts: codes x groups x scale chain x zero point x bit placement, see `format`; the
+formats in use are functions here.
+"""
+
+from kdsl.layouts.codebooks import shifted_log
+from kdsl.layouts.describe import describe
+from kdsl.layouts.dynamic import CODES, Layout, int8
+from kdsl.layouts.format import Buffer, Field, Format, Level, Part
+from kdsl.layouts.leaves import Leaves, leaves, operands
+from kdsl.layouts.presets import (
+    a8_asymmetric,
+    awq,
+    block_fp8,
+    compressed_tensors,
+    gptq,
+    hqq,
+    iq4_nl,
+    marlin,
+    mx,
+    nf4,
+    nvfp4,
+    q4_0,
+    q6_k,
+    sage,
+    slog,
+    tq1_0,
+    w8,
+)
+from kdsl.layouts.quantizer import convert, quantize
+from kdsl.layouts.serial import from_json, to_json
+from kdsl.layouts.twinlog import fit_tlq, tlq
+
+__all__ = [
+    "CODES",
+    "Buffer",
+    "Field",
+    "Format",
+    "Layout",
+    "Leaves",
+    "Level",
+    "Part",
+    "a8_asymmetric",
+    "awq",
+    "block_fp8",
+    "compressed_tensors",
+    "convert",
+    "describe",
+    "fit_tlq",
+    "from_json",
+    "gptq",
+    "hqq",
+    "int8",
+    "iq4_nl",
+    "leaves",
+    "marlin",
+    "mx",
+    "nf4",
+    "nvfp4",
+    "operands",
+    "q4_0",
+    "q6_k",
+    "quantize",
+    "sage",
+    "shifted_log",
+    "slog",
+    "tlq",
+    "to_json",
+    "tq1_0",
+    "w8",
+]
