@@ -118,8 +118,18 @@ FAULTS = {
     "other length": (other_length, (), (0, 1, 2), r"rank 1 has tokens 153 .*, rank 0 has 150"),
     "other plan": (other_plan, (), (0, 1, 2), r"rank 2 has plan hash \w+, rank 0 has \w+"),
     "other mask": (other_mask, (), (0, 1, 2), r"rank 1 has mask or order \w+, rank 0 has \w+"),
-    "other batch": (other_batch, (), (0, 1, 2), r"rank 2 has batch, .* \(2, 8, .*rank 0 has \(1, 8"),
-    "known batch": (known_batch, (), (0, 1, 2), r"rank 2 has batch, .* \(2, 8, .*rank 0 has \(1, 8"),
+    "other batch": (
+        other_batch,
+        (),
+        (0, 1, 2),
+        r"rank 2 has batch, .* \(2, 8, .*rank 0 has \(1, 8",
+    ),
+    "known batch": (
+        known_batch,
+        (),
+        (0, 1, 2),
+        r"rank 2 has batch, .* \(2, 8, .*rank 0 has \(1, 8",
+    ),
     "own error": (own_error, (), (0, 2), r"no answer from rank 1\b"),
 }
 
@@ -172,9 +182,7 @@ def wrong_world(rank: int) -> None:
     channel = Channel(timeout_s=LIMIT)
     work = made("dense", 4, TOKENS)
     with pytest.raises(InputError, match="a plan for 3 ranks in a group of 1"):
-        Execution(
-            Exchanges(families.ulysses(work, 3), Home.even(TOKENS, 3)), work, channel, dense
-        )
+        Execution(Exchanges(families.ulysses(work, 3), Home.even(TOKENS, 3)), work, channel, dense)
     plan = families.ulysses(work, 1)
     broken = replace(plan, ranks=((),))
     with pytest.raises(InputError, match="computed 0 times"):
