@@ -1,8 +1,8 @@
-"""``torchrun ... -m benchmarks sequence_parallel --world N``: plans carried out and timed on N ranks.
+"""``torchrun ... -m benchmarks sequence_parallel --world N``: plans carried out and timed.
 
 Plain Ulysses, plain ring, db-SP's placement and every family of ours, each checked against exact
 attention of sampled rows, then timed in turns; a time is that of the slowest rank.  NCCL on GPUs,
-Gloo where there is none (small sizes, the reference as kernel: what is shown then is that it works).
+Gloo where there is none: small sizes and the reference as kernel, which shows that it works.
 """
 
 from __future__ import annotations
@@ -84,10 +84,14 @@ def suite(world: int, names: list[str]) -> Iterator[str]:
     """Lines for rank 0 to print; all ranks run it."""
     rank = joined(world)
     import torch
+    import torch.distributed as dist
 
     gpu = torch.cuda.is_available()
     for name in names or (["wan14b", "cogvideox"] if gpu else ["small"]):
         yield from lines(name, CASES[name], world, rank)
+    # Threads of a group that is still there when Python ends abort the process.
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def joined(world: int) -> int:
