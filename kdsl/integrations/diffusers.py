@@ -54,7 +54,7 @@ class AttentionProcessor:
         embedding = options.pop("image_rotary_emb", None) if rotary_emb is None else rotary_emb
         unknown = [name for name, value in options.items() if value is not None]
         if unknown:
-            raise UnsupportedError(f"{unknown[0]} is given", hint="nothing for it")
+            raise UnsupportedError(f"{unknown[0]} is given", hint=f"{unknown[0]}=None")
         q, k = (
             _projected(attn, hidden_states, name, f"norm_{name[-1]}") for name in ("to_q", "to_k")
         )

@@ -19,8 +19,9 @@ def usp(attention: Callable[[Any, Any, Any], Any]) -> Callable[..., Any]:
 
     ``attention`` takes q, k and v of this rank and returns its output: a
     `kdsl.parallel.module.SparseSequenceParallel`.  The mask is the one it was made with.
-    UnsupportedError for what would change the meaning: dropout, ``is_causal``, a scale, and joint
-    tensors, whose text belongs into the spec's grid with ``replicated_text``.
+    UnsupportedError for what would change the meaning: dropout, ``is_causal``, a scale, keys kept
+    in an ``attn_layer``, and joint tensors, whose text belongs into the spec's grid with
+    ``replicated_text``.
     """
 
     def call(
@@ -36,16 +37,12 @@ def usp(attention: Callable[[Any, Any, Any], Any]) -> Callable[..., Any]:
         if is_causal:
             raise UnsupportedError("is_causal=True", hint="masks.causal() in the spec's mask")
         for name, given in options.items():
-            if given is None or name in ("joint_strategy", "attn_layer", "combine_qkv_a2a"):
+            if given is None or name in ("joint_strategy", "combine_qkv_a2a"):
                 continue
-            hint = "nothing for it"
+            hint = f"{name}=None"
             if name in JOINT:
                 hint = "text in the spec's grid, Partition(replicated_text=True), and one tensor"
             raise UnsupportedError(f"{name} is given", hint=hint)
-        if options.get("attn_layer") is not None:
-            raise UnsupportedError(
-                "attn_layer keeps keys of earlier steps in a cache", hint="attn_layer=None"
-            )
         out = attention(query, key, value)
         return out[0] if isinstance(out, tuple) else out
 
