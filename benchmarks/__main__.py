@@ -2,18 +2,20 @@
 
 ``attention`` and ``lists`` need a GPU.  ``overhead``, ``partition`` and ``quality`` do not: the
 host's part of a call, plans for many ranks, errors of codes and rotations.  ``table`` prints the
-results, ``check`` says whether each row belongs to its commit.
+results, ``check`` says whether each row belongs to its commit.  ``sequence_parallel`` is run by
+torchrun, on GPUs or CPUs.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import overhead, partition, quality, rows
+from benchmarks import overhead, partition, quality, rows, sequence_parallel
 from benchmarks.attention import VARIANTS
 from benchmarks.attention import suite as attention
 from benchmarks.cases import ATTENTION, LISTS
@@ -66,6 +68,12 @@ def _parser() -> argparse.ArgumentParser:
     plain.set_defaults(run=lambda _: overhead.main())
     plain = commands.add_parser("partition", help="balance, planning time and simulated ranks")
     plain.set_defaults(run=lambda _: _lines(partition.suite()))
+    ranks = commands.add_parser(
+        "sequence_parallel", help="plans carried out by processes that torchrun started"
+    )
+    ranks.add_argument("--world", type=int, required=True, help="how many processes there are")
+    ranks.add_argument("--cases", default=[], type=_names(sequence_parallel.CASES))
+    ranks.set_defaults(run=_on_ranks)
     codes = commands.add_parser(
         "quality", parents=[written], help="errors of codes and rotations, with NumPy alone"
     )
@@ -76,6 +84,13 @@ def _parser() -> argparse.ArgumentParser:
     plain = commands.add_parser("check", parents=[results], help="rows belong to their commits")
     plain.set_defaults(run=_check)
     return parser
+
+
+def _on_ranks(given: argparse.Namespace) -> int:
+    for line in sequence_parallel.suite(given.world, given.cases):
+        if os.environ["RANK"] == "0":
+            print(line, flush=True)
+    return 0
 
 
 def _first_line(text: str | None) -> str:

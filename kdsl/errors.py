@@ -46,6 +46,10 @@ class ConfigNotFound(KdslError, LookupError):
     """``mode="strict"`` found no measured configuration for the workload."""
 
 
+class DistributedError(KdslError, RuntimeError):
+    """Ranks that disagree, or one that did not answer; or there are none to work with."""
+
+
 class CompileError(KdslError, RuntimeError):
     """Generated code that the compiler refused."""
 

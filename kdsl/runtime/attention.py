@@ -14,7 +14,7 @@ import numpy.typing as npt
 from kdsl.blocks import Blocks
 from kdsl.errors import ConfigError, InputError, UnsupportedError
 from kdsl.kernels.attention import launch
-from kdsl.kernels.attention.backward.tunable import PARTS, BackwardTunable
+from kdsl.kernels.attention.backward.tunable import KERNELS, BackwardTunable, kernels
 from kdsl.kernels.attention.config import BACKENDS, OFFERED, Config
 from kdsl.kernels.attention.tunable import AttentionTunable
 from kdsl.reference.attention import attention as reference_attention
@@ -62,8 +62,8 @@ class AttentionOperator(Operator):
         self.fixed: dict[str, npt.NDArray[Any]] = array_tables(spec, sample)
         self.given, self.mode, self.given_backward = config, mode, dict(backward or {})
         for part in self.given_backward:
-            if part not in PARTS:
-                raise ConfigError(f"no backward kernel {part!r}", hint=" or ".join(PARTS))
+            if part not in KERNELS:
+                raise ConfigError(f"no backward kernel {part!r}", hint=" or ".join(KERNELS))
         self.programs: dict[bool, Program] = {}
         """What torch's operations run: without, and with the backward."""
         self.seen_by_torch = _seen_by_torch()
@@ -179,13 +179,15 @@ class AttentionOperator(Operator):
                 here=self.here,
                 tables=self.fixed,
             )
-            for part in PARTS
+            for part in kernels(self.tunable, self.target)
         }
 
     @property
     def backward_source(self) -> str:
-        """The complete generated file of the backward kernels; it runs on its own."""
-        return BackwardTunable(self.tunable, "keys").source
+        """The complete generated file of the kernels of dK and dV; it runs on its own."""
+        chosen = self.backward_choices.get("keys")
+        template = chosen.params["template"] if chosen else "portable"
+        return BackwardTunable(self.tunable, "keys").source_of(template)
 
     def _by_reference(self, tensors: tuple[Any, ...], bound: Bound) -> tuple[Any, Any]:
         if self.target is None:

@@ -18,7 +18,7 @@ def explain_attention(op: AttentionOperator) -> str:
     lines = [f"attention  {shape} x head_dim {spec.head_dim}, {spec.dtype}", *_chosen(op)]
     for part, choice in op.backward_choices.items():
         settings = ", ".join(f"{k}={v}" for k, v in choice.params.items())
-        name = {"keys": "dK, dV", "queries": "dQ"}[part]
+        name = {"keys": "dK, dV", "queries": "dQ", "all": "dQ, dK, dV"}[part]
         lines += [f"{name:<10} {settings}", *(f"           {line}" for line in choice.lines)]
     lines.append(f"program    {spec.program}")
     stats = op.tunable.statistics()

@@ -17,8 +17,10 @@ from kdsl.errors import InputError
 from kdsl.kernels.attention import generate, launch
 from kdsl.kernels.attention.backward import launch as backward
 from kdsl.kernels.attention.backward.tunable import BackwardTunable
+from kdsl.kernels.attention.backward.tunable import source as backward_source
 from kdsl.kernels.attention.config import Config
 from kdsl.kernels.attention.fallback import fitting
+from kdsl.kernels.attention.hopper.backward import launch as hopper
 from kdsl.kernels.attention.tunable import AttentionTunable
 from kdsl.kernels.lists import call, chosen
 from kdsl.reference.attention import attention as reference_attention
@@ -31,7 +33,7 @@ from kdsl.specs import Attention, canonical
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORWARD, KEYS, QUERIES = "forward", "keys", "queries"
+FORWARD, KEYS, QUERIES, ALL = "forward", "keys", "queries", "all"
 LISTS = 5
 """Tensors of one set of rows of blocks: start, full, partial, index, tiles."""
 
@@ -43,6 +45,8 @@ class Program:
     """Forward and backward of one spec with the log-sum-exp, by kernels or by the reference.
 
     ``configs`` has one for each of `FORWARD`, `KEYS`, `QUERIES`, and is empty for the reference.
+    Where there is one for `ALL` too, one kernel makes all gradients, unless torch is to use
+    deterministic algorithms: it adds dQ up in memory, in an order that differs from call to call.
     Lists and tables come with each call, as tensors on its device: the forward's five (`LISTS`),
     then the inverted ones; tables as the kernels take them, or all of the spec's for the reference.
     """
@@ -77,19 +81,26 @@ class Program:
         return replace(self.spec, return_lse=True)
 
     @cached_property
-    def source(self) -> str:
-        """The complete generated file of the backward kernels."""
-        return generate.source(self.spec, backward.TEMPLATE)
-
-    @cached_property
     def _forward(self) -> Any:
         hopper = self.configs[FORWARD].template == "hopper"
         make = generate.hopper_source if hopper else generate.source
         return codecache.load(make(self.spec))
 
+    @property
+    def source(self) -> str:
+        """The complete generated file of the kernels of dK and dV."""
+        template = self.configs[KEYS].template if KEYS in self.configs else "portable"
+        return backward_source(self.spec, template)
+
+    def _backward(self, template: str = "portable") -> Any:
+        """The backward kernels of a template, imported."""
+        if template not in self._modules:
+            self._modules[template] = codecache.load(backward_source(self.spec, template))
+        return self._modules[template]
+
     @cached_property
-    def _backward(self) -> Any:
-        return codecache.load(self.source)
+    def _modules(self) -> dict[str, Any]:
+        return {}
 
     @cached_property
     def _classifier(self) -> Any:
@@ -156,17 +167,28 @@ class Program:
         # An expanded gradient, as that of a sum, would be read one element at a time.
         do = do if do.stride(-1) == 1 else do.contiguous()
         dlse = None if dlse is None else dlse.contiguous()
-        level, delta = backward.rows(self._backward, self.spec, *results, do, dlse)
+        level, delta = backward.rows(self._backward(), self.spec, *results, do, dlse)
         given = backward.Given(q, k, v, do, level, delta, tuple(tables))
+        held, turned = as_lists(lists), as_lists(lists, LISTS)
+        at_once = ALL in self.configs and not torch.are_deterministic_algorithms_enabled()
+        if all(wanted) and at_once:
+            config = self.configs[ALL]
+            dq, dk, dv = (torch.empty_like(x) for x in tensors)
+            module = self._backward(config.template)
+            hopper.all_into(module, self.spec, config, turned, given, dq, dk, dv)
+            return dq, dk, dv
         dq, dk, dv = (x.new_empty(0) for x in tensors)
         if wanted[0]:
             config = self._fitting(QUERIES, given.tensors)
-            held = as_lists(lists)
-            dq = backward.queries(self._backward, self.spec, config, held, given)
+            into, module = _launcher(config), self._backward(config.template)
+            dq = torch.empty_like(q)
+            into.queries_into(module, self.spec, config, held, given, dq)
         if wanted[1]:
             config = self._fitting(KEYS, given.tensors)
-            turned = as_lists(lists, LISTS)
-            dk, dv = backward.keys(self._backward, self.spec, config, turned, given)
+            into, module = _launcher(config), self._backward(config.template)
+            dk, dv = backward.key_outputs(self.spec, k, v)
+            into.keys_into(module, self.spec, config, turned, given, dk, dv)
+            dk, dv = backward.summed_up(self.spec, given, dk, dv)
         return dq, dk, dv
 
     def _by_reference(
@@ -184,11 +206,14 @@ class Program:
         )
 
     def _fitting(self, part: str, tensors: tuple[Tensor, ...]) -> Config:
+        if part != FORWARD and self.configs[part].template == "hopper":
+            return self.configs[part]  # it copies what it cannot fetch
         return fitting(self.configs[part], tensors, self._tunables[part].legal)
 
     @cached_property
     def _tunables(self) -> Mapping[str, Tunable]:
-        whole = AttentionTunable(self._whole)
+        templates = tuple(dict.fromkeys(("portable", *(c.template for c in self.configs.values()))))
+        whole = AttentionTunable(self._whole, templates=templates)
         keys, queries = BackwardTunable(whole, "keys"), BackwardTunable(whole, "queries")
         return {FORWARD: whole, KEYS: keys, QUERIES: queries}
 
@@ -209,6 +234,11 @@ def empty_results(q: Tensor) -> tuple[Tensor, Tensor]:
 
     lse = torch.full(q.shape[:3], -float("inf"), dtype=torch.float32, device=q.device)
     return torch.zeros_like(q, memory_format=torch.contiguous_format), lse
+
+
+def _launcher(config: Config) -> Any:
+    """What launches a configuration's backward kernels."""
+    return hopper if config.template == "hopper" else backward
 
 
 def as_lists(tensors: Sequence[Tensor], at: int = 0) -> launch.Lists:

@@ -23,6 +23,14 @@ HOPPER = tuple(
     for name in ("choices", "softmax", "work", "producer", "steps", "finish", "forward")
 )
 """The modules of the Hopper template, each after those it imports."""
+HOPPER_BACKWARD = (
+    HOPPER[0],
+    *(
+        Path(__file__).parent / "hopper" / "backward" / f"{name}.py"
+        for name in ("choices", "weights", "keys", "queries")
+    ),
+)
+"""The modules of its backward."""
 MARK = "# --- template ---\n"
 GLUON_IMPORTS = """
 from dataclasses import dataclass
@@ -56,10 +64,10 @@ def source(spec: Attention, template: Path = PORTABLE) -> str:
     return before + triton_source.HELPERS + "\n\n" + leaves(spec) + after.lstrip("\n")
 
 
-def hopper_source(spec: Attention) -> str:
-    """The complete file of the Hopper template for a spec."""
+def hopper_source(spec: Attention, modules: tuple[Path, ...] = HOPPER) -> str:
+    """The complete file of the Hopper template for a spec: the forward's, or other modules."""
     own = triton_source.HELPERS.lstrip() + "\n\n" + leaves(spec)
-    texts = [path.read_text() for path in HOPPER]
+    texts = [path.read_text() for path in modules]
     head = texts[-1].split("\n\nfrom ")[0].rstrip() + "\n" + GLUON_IMPORTS
     bodies = [text.split(MARK)[1].strip("\n") for text in texts]
     return head + "\n" + "\n\n\n".join([triton_source.for_gluon(own).strip("\n"), *bodies]) + "\n"

@@ -12,7 +12,8 @@ from kdsl.kernels.attention.config import Config, head_parts
 from kdsl.specs import Attention
 from kdsl.work import AheadOfTime
 
-Part = Literal["keys", "queries"]
+Part = Literal["keys", "queries", "all"]
+"""Which gradients a kernel makes: dK and dV, dQ, or all three at once."""
 
 
 def describe(

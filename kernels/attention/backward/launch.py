@@ -78,16 +78,8 @@ def rows(
     return level, delta
 
 
-def keys(
-    module: Any,
-    spec: Attention,
-    config: Config,
-    turned: Lists,
-    given: Given,
-) -> tuple[Tensor, Tensor]:
-    """dK and dV in the shapes of k and v; ``turned`` are inverted lists."""
-    dk, dv = key_outputs(spec, given.k, given.v)
-    keys_into(module, spec, config, turned, given, dk, dv)
+def summed_up(spec: Attention, given: Given, dk: Tensor, dv: Tensor) -> tuple[Tensor, Tensor]:
+    """dK and dV in the shapes of k and v, of what `keys_into` filled."""
     if dk.shape == given.k.shape:
         return dk, dv
     batch, _, tokens, d = given.k.shape
@@ -134,18 +126,10 @@ def key_outputs(spec: Attention, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return dk, dv
 
 
-def queries(
-    module: Any,
-    spec: Attention,
-    config: Config,
-    held: Lists,
-    given: Given,
-    dq: Tensor | None = None,
-) -> Tensor:
-    """dQ in the shape of q; ``held`` are the forward's lists."""
-    import torch
-
-    dq = torch.empty_like(given.q) if dq is None else dq
+def queries_into(
+    module: Any, spec: Attention, config: Config, held: Lists, given: Given, dq: Tensor
+) -> None:
+    """Fill dQ; ``held`` are the forward's lists."""
     m, n = config.block_m, config.block_n
     tensors, tails, d0, d1 = _operands(config, given.tensors, (m, n, n, m))
     batch, heads, tokens, _ = given.q.shape
@@ -161,7 +145,6 @@ def queries(
         PRECISION="ieee",
         num_warps=config.num_warps, num_stages=config.num_stages, enable_fp_fusion=True,
     )  # fmt: skip
-    return dq
 
 
 def _operands(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from kdsl.kernels.attention import launch as forward
 from kdsl.kernels.attention.backward import launch
 from kdsl.kernels.attention.backward.compiling import Part
 from kdsl.kernels.attention.config import Config
+from kdsl.kernels.attention.hopper.backward import launch as hopper
 from kdsl.kernels.attention.runner import (
     PEAK,
     SAMPLED_HEADS,
@@ -36,7 +38,7 @@ FLOOR = 0.03
 class BackwardRunner:
     """One backward kernel of one spec and one set of table values on a device.
 
-    A sample's rows are queries for dQ, and keys for dK and dV.
+    A sample is of one part: its rows are queries for dQ, and keys for dK and dV.
 
     Inputs are made up: ``level`` as of scores of one Gaussian unit, ``delta`` small.
     Family ``random`` has Gaussian tensors.  In ``pointed`` a query and a key at the border of the
@@ -50,9 +52,10 @@ class BackwardRunner:
 
         spec, batch = tunable.spec, tunable.batch
         assert tunable.blocks is not None, "every table needs values"
-        self.spec, self.part, self.module = spec, tunable.part, load(tunable.source)
-        self.tables = tunable.tables
-        if self.part == "keys":
+        self.spec, self.part, self.tables = spec, tunable.part, tunable.tables
+        self.module = cache(lambda template: load(tunable.source_of(template)))
+        """The generated file of a template, imported."""
+        if self.part != "queries":
             self.lists = launch.inverted(tunable.blocks, spec, device)
         else:
             self.lists = forward.lists(tunable.blocks, spec.heads, device)
@@ -65,13 +68,14 @@ class BackwardRunner:
         )
         level, delta = (torch.empty(own[:3], dtype=torch.float32, device=device) for _ in range(2))
         self.given = launch.Given(q, k, v, do, level, delta, tables)
-        self.outputs: tuple[Tensor, ...]
-        if self.part == "keys":
-            self.outputs = launch.key_outputs(spec, k, v)
-        else:
-            self.outputs = (torch.empty_like(q),)
+        self.made: dict[Part, tuple[Tensor, ...]] = {}
+        """Gradients by the part that they are checked as."""
+        if self.part != "queries":
+            self.made["keys"] = launch.key_outputs(spec, k, v)
+        if self.part != "keys":
+            self.made["queries"] = (torch.empty_like(q),)
         self.generator = torch.Generator(device=device)
-        self.samples = _samples(tunable, device)
+        self.samples = [(part, s) for part in self.made for s in _samples(tunable, part, device)]
         density = max(tunable.blocks.density, 1 / max(spec.key_grid.tokens, 1))
         self.level = (math.log(max(density * spec.key_grid.tokens, 1.0)) + 0.5) * forward.LOG2E
         """Of a row of so many scores of one Gaussian unit."""
@@ -90,9 +94,9 @@ class BackwardRunner:
         # Signs: every key has the same length, and no other key comes near in direction.
         given.k.random_(0, 2, generator=self.generator).mul_(2).sub_(1)
         length = PEAK / (spec.head_dim * spec.softmax_scale)
-        for s in self.samples:
+        for part, s in self.samples:
             queries, keys = s.rows, s.targets
-            if self.part == "keys":
+            if part == "keys":
                 queries, keys = keys, queries
             given.q[s.batch, s.head, queries] = (
                 given.k[s.batch, s.head // spec.group, keys] * length
@@ -104,42 +108,50 @@ class BackwardRunner:
         for x in self.outputs:
             x.fill_(math.nan)
 
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """All gradients."""
+        return tuple(x for made in self.made.values() for x in made)
+
     def run(self, params: Mapping[str, Any]) -> None:
         """One call."""
         config = Config.from_json(dict(params))
-        arguments = (self.module, self.spec, config, self.lists, self.given)
-        if self.part == "keys":
-            dk, dv = self.outputs
-            launch.keys_into(*arguments, dk, dv)
+        arguments = (self.module(config.template), self.spec, config, self.lists, self.given)
+        into = hopper if config.template == "hopper" else launch
+        if self.part == "all":
+            hopper.all_into(*arguments, *self.made["queries"], *self.made["keys"])
+        elif self.part == "keys":
+            into.keys_into(*arguments, *self.made["keys"])
         else:
-            launch.queries(*arguments, self.outputs[0])
+            into.queries_into(*arguments, *self.made["queries"])
 
     def check(self) -> Check:
         """The worst sampled line: the norm of its difference over that of the truth, or over what
         its terms amount to at random signs, where they cancel."""
-        allowed = tolerance(self.spec, self.part)
+        allowed = max(tolerance(self.spec, part) for part in self.made)
         if any(bool(x.isnan().any()) for x in self.outputs):
             return Check(math.inf, allowed, "a gradient holds NaN or was not written")
         worst = 0.0
-        for s in self.samples:
-            for found, (truth, size) in zip(self.found(s), self.truth(s), strict=True):
+        for part, s in self.samples:
+            pairs = zip(self.found(part, s), self.truth(part, s), strict=True)
+            for found, (truth, size) in pairs:
                 off = (found.double() - truth).norm(dim=-1)
                 against = truth.norm(dim=-1).maximum(size).clamp_min(FLOOR)
                 worst = max(worst, float((off / against).max()))
         return Check(worst, allowed, "" if worst <= allowed else "a sampled gradient is off")
 
-    def found(self, s: Sample) -> tuple[Tensor, ...]:
+    def found(self, part: Part, s: Sample) -> tuple[Tensor, ...]:
         """What the kernel wrote for a sample."""
         lead = s.head
-        if self.part == "keys":
+        if part == "keys":
             lead = s.head // launch.summed(self.spec)
-        return tuple(x[s.batch, lead, s.rows] for x in self.outputs)
+        return tuple(x[s.batch, lead, s.rows] for x in self.made[part])
 
-    def truth(self, s: Sample) -> tuple[tuple[Tensor, Tensor], ...]:
+    def truth(self, part: Part, s: Sample) -> tuple[tuple[Tensor, Tensor], ...]:
         """Gradients of a sample in float64 from the same inputs, and the root of the sum of their
         terms' squares."""
         scale = self.spec.softmax_scale
-        if self.part == "queries":
+        if part == "queries":
             _, ds, k, _, _ = self._pairs(s, s.head, s.rows, None, s.mask)
             return (_product(ds * scale, k),)
         count = launch.summed(self.spec)
@@ -202,13 +214,13 @@ def tolerance(spec: Attention, part: Part) -> float:
     return 6 * UNIT[spec.dtype] + 32 * UNIT["float32"] * roots + tiny
 
 
-def _samples(tunable: BackwardTunable, device: Any) -> list[Sample]:
+def _samples(tunable: BackwardTunable, part: Part, device: Any) -> list[Sample]:
     import torch
 
     spec, rng = tunable.spec, np.random.default_rng(0)
     if not spec.query_grid.tokens or not spec.key_grid.tokens:
         return []
-    by_keys = tunable.part == "keys"
+    by_keys = part == "keys"
     tokens = spec.key_grid.tokens if by_keys else spec.query_grid.tokens
     heads = {0, spec.heads - 1, *rng.integers(0, spec.heads, SAMPLED_HEADS - 2).tolist()}
     out = []

@@ -35,14 +35,15 @@ def describable_tensors(tensors: tuple[Tensor, ...]) -> bool:
     return True
 
 
-def describe(x: Tensor, rows: int, head_dim: int) -> tuple[Any, Any]:
-    """Descriptors of the two parts of ``[batch, heads, tokens, head_dim]``, `rows` rows a tile."""
+def describe(x: Tensor, rows: int, parts: tuple[int, int]) -> tuple[Any, Any]:
+    """Descriptors of two parts of the columns (the second may be 0) of ``[batch, heads, tokens,
+    head_dim]``, `rows` rows a tile."""
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     shape, strides = list(x.shape), list(x.stride())
     first, second = (
         TensorDescriptor(x, shape, strides, [1, 1, rows, n], layout_of(n)) if n else None
-        for n in head_parts(head_dim)
+        for n in parts
     )
     return first, second
 
@@ -90,7 +91,7 @@ def arguments_of(
     n = config.block_n
     values: dict[str, Any] = {}
     for name, x, rows in (("q", q, 64), ("k", k, n), ("v", v, n), ("o", out, 64)):
-        parts = describe(x, rows, head_dim) if name != "o" or described else (x, None)
+        parts = describe(x, rows, head_parts(head_dim)) if name != "o" or described else (x, None)
         values |= {name: parts[0], f"{name}_tail": parts[1]}
     total = batch * heads * held.rows * (spec.block[0] // config.block_m)
     programs = total

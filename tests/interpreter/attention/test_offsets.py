@@ -76,7 +76,7 @@ def test_offsets_past_32_bits(axis: int) -> None:
         out, lse = forward.launch(first, s, CONFIG, held, tuple(there), tables, out=empty[0])  # type: ignore[arg-type]
         level, delta = backward.rows(module, s, out, lse, place(do))
         given = backward.Given(*there, place(do), level, delta, tables)
-        backward.queries(module, s, CONFIG, held, given, empty[1])
+        backward.queries_into(module, s, CONFIG, held, given, empty[1])
         backward.keys_into(module, s, CONFIG, turned, given, empty[2], empty[3])
         return [lse, level, delta, *empty]
 
