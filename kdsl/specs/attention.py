@@ -274,7 +274,18 @@ class Attention:
         return self if self.mask.choice is None else replace(self, mask=self.mask.settled(shared))
 
     def rows(self, tables: Mapping[str, npt.NDArray[Any]] | None = None, batch: int = 1) -> Blocks:
-        """Rows of full and partial blocks, by the interval reader."""
+        """Rows of full and partial blocks, by the interval reader.
+
+        What the mask chooses in a call is read from the tables, a map under the choice's name.
+        """
+        if (choice := self.mask.choice) is not None:
+            if choice.name not in (tables or {}):
+                raise InputError(
+                    f"the blocks of {choice.text} are chosen in the call, from q and k",
+                    hint=f"tables={{{choice.name!r}: a map [heads, rows, columns]}}; "
+                    "spec.candidates.rows() for those that can be chosen",
+                )
+            return self.settled().rows(tables, batch)
         if batch > self.batch_limit:
             raise InputError(f"a batch of {batch}", hint=f"{self.batch_limit}, as the tables hold")
         return classify(

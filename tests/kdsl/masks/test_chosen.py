@@ -154,9 +154,12 @@ def test_the_estimate_counts_as_the_choice_does() -> None:
         spec = spec_of(MASKS[name])
         op = build(spec, gpu="a100")
         q = rng.standard_normal((1, 2, 101, 64))
-        kept = {"topk": chosen(spec, q, q)[0]}
+        kept = {"topk": chosen(spec, q, q)[0].astype(np.uint8)}
         real: Blocks = op.blocks(kept)  # type: ignore[attr-defined]
         assert np.array_equal(np.broadcast_to(op.blocks().counts, real.counts.shape), real.counts)  # type: ignore[attr-defined]
+        assert np.array_equal(spec.rows(kept).kept(), real.kept())
+        with pytest.raises(InputError, match="chosen in the call"):
+            spec.rows()
         assert op.cost()["density"] == pytest.approx(real.density)
         assert "density" in op.explain()
     mass = build(spec_of(MASKS["mass"]), gpu="a100")
