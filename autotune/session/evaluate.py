@@ -57,10 +57,24 @@ def refused(params: Params, built: Built, target: Target) -> Outcome | None:
     return None
 
 
-class Predictor:
-    """Times from the work and the compiler's figures, for a GPU that is not here."""
+class Predicted:
+    """What all evaluators share that compute times: there is nothing to time again."""
 
     kind: Literal["predicted"] = "predicted"
+
+    def finals(self, best: Sequence[Outcome], default: Outcome | None) -> list[Outcome]:
+        """A prediction looked at twice is the same."""
+        del best, default
+        return []
+
+    def finals_seconds(self, best: Sequence[Outcome]) -> float:
+        """No time."""
+        del best
+        return 0.0
+
+
+class Predictor(Predicted):
+    """Times from the work and the compiler's figures, for a GPU that is not here."""
 
     def __init__(self, job: Job, target: Target) -> None:
         self.job, self.target = job, target
@@ -81,16 +95,6 @@ class Predictor:
             built=built,
             typical_error=guess.typical_error,
         )
-
-    def finals(self, best: Sequence[Outcome], default: Outcome | None) -> list[Outcome]:
-        """A prediction looked at twice is the same."""
-        del best, default
-        return []
-
-    def finals_seconds(self, best: Sequence[Outcome]) -> float:
-        """No time."""
-        del best
-        return 0.0
 
 
 class Measurer:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from kdsl.autotune.compiling import Built
+from kdsl.autotune.session.evaluate import Predicted
 from kdsl.autotune.session.job import Job
 from kdsl.autotune.session.outcome import Outcome, Params
 from kdsl.parallel.tunable import PartitionTunable
@@ -33,10 +33,8 @@ class NothingToCompile:
         """Nothing."""
 
 
-class Simulator:
+class Simulator(Predicted):
     """Times of plans from their event timeline."""
-
-    kind: Literal["predicted"] = "predicted"
 
     def __init__(self, tunable: PartitionTunable, target: Target) -> None:
         self.tunable, self.target = tunable, target
@@ -45,16 +43,6 @@ class Simulator:
         """The simulated time."""
         del built, bar_us
         return Outcome(params, "ok", median_us=self.tunable.simulate(params, self.target).us)
-
-    def finals(self, best: Sequence[Outcome], default: Outcome | None) -> list[Outcome]:
-        """A simulation looked at twice is the same."""
-        del best, default
-        return []
-
-    def finals_seconds(self, best: Sequence[Outcome]) -> float:
-        """No time."""
-        del best
-        return 0.0
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from kdsl.kernels.attention import tables as leaf_tables
 from kdsl.kernels.attention.config import Config, head_parts, table_dtype
 from kdsl.kernels.attention.hopper import launch as hopper
 from kdsl.kernels.attention.prepared import keep
+from kdsl.kernels.lists.launch import strides
 from kdsl.specs import Attention
 
 if TYPE_CHECKING:
@@ -62,11 +63,7 @@ class Lists:
     @property
     def strides(self) -> tuple[int, int]:
         """Entries between batch items and between heads; 0 where they share rows."""
-        batch, heads, _ = self.start.shape
-        return (
-            self.start.stride(0) if batch > 1 else 0,
-            self.start.stride(1) if heads > 1 else 0,
-        )
+        return strides(self.start)
 
 
 def lists(blocks: Blocks, heads: int, device: Any, summed: int = 1) -> Lists:

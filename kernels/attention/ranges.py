@@ -46,6 +46,11 @@ class Field:
         self.most += other.most
         self.exact += other.exact
 
+    @property
+    def count(self) -> int:
+        """Comparisons that `tests` makes."""
+        return len(self.exact) + bool(self.least) + bool(self.most)
+
     def tests(self, keep: Keep) -> list[Expr]:
         """The limits as comparisons, one a side."""
         plain = all(n.op in ("const", "var", "table", "add", "sub") for n in self.key.walk())
@@ -168,7 +173,7 @@ def _conjunction(parts: Sequence[Expr], indices: Mapping[str, Bounds], keep: Kee
         else:
             {"query": queries, "key": keys, "both": rest}[side].append(part)
     fitting, others = _fitting(fields.values(), indices)
-    if sum(len(f.tests(keep)) for f in fitting) < WORTH:
+    if sum(f.count for f in fitting) < WORTH:
         fitting, others = [], list(fields.values())
     rest += [test for f in others for test in f.tests(keep)]
     if not fitting:

@@ -9,7 +9,6 @@ is read as it is; what is made of one (its inverse, a chain) becomes a table whe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -22,7 +21,7 @@ from kdsl.expr.nodes import Expr, const, minimum, var
 from kdsl.expr.tables import Table, tables_of
 from kdsl.intervals.classify import head_order
 from kdsl.kernels.attention.heads import Variant, merged, provable
-from kdsl.kernels.attention.ranges import together
+from kdsl.kernels.attention.ranges import Keep, together
 from kdsl.kernels.attention.tiles import MOST, by_block, split
 from kdsl.orders import Listed, Order
 from kdsl.specs import Attention
@@ -47,22 +46,28 @@ def index_bounds(spec: Attention) -> dict[str, Bounds]:
     return {**own, **out}
 
 
-def masks(spec: Attention) -> tuple[list[Variant], Expr]:
+@lru_cache(maxsize=32)
+def masks(spec: Attention) -> tuple[tuple[Variant, ...], Expr]:
     """Heads and the mask they use, and what the masks know of a tile beforehand (``known``)."""
     indices = index_bounds(spec)
     last = {name: minimum(var(name), spec.index_bounds[name][1]) for name in ("qs", "ks")}
     variants = [by_block(e, spec.block).replace(last) for e in spec.element_mask.variants]
     found, known = split(merged(variants, indices))
-    return [(heads, _together(spec, e, indices)) for heads, e in found], known
+    kept: dict[str, Expr] = {}
+
+    def keep(expr: Expr) -> Expr:
+        if expr.key not in kept:
+            kept[expr.key] = _kept(spec, expr)
+        return kept[expr.key]
+
+    return tuple((heads, _together(e, indices, keep)) for heads, e in found), known
 
 
-def _together(spec: Attention, mask: Expr, indices: Mapping[str, Bounds]) -> Expr:
-    other = together(mask, indices, lambda x: _kept(spec, x))
+def _together(mask: Expr, indices: Mapping[str, Bounds], keep: Keep) -> Expr:
+    other = together(mask, indices, keep)
     if sum(node.op == "clear" for node in other.walk()) > FEW:
         # Limits of many ranges, looked up, would fill the registers.
-        other = together(
-            mask, indices, lambda x: x if x.variables() & {"q", "qs"} else _kept(spec, x)
-        )
+        other = together(mask, indices, lambda x: x if x.variables() & {"q", "qs"} else keep(x))
     # Sums in another sequence may leave 32 bits where the mask's own do not.
     return other if provable(other, indices) else mask
 
@@ -77,8 +82,9 @@ def _kept(spec: Attention, expr: Expr) -> Expr:
         if expr.variables() - {"head"} <= {stored[0], stored}:
             rows = spec.heads if "head" in expr.variables() else len(set(order.parts))
             entries = rows * (index_bounds(spec)[stored][1] + 1)
-            if entries <= MOST_KEPT and all(t.values is not None for t in held):
-                return _kept_table(spec, order, stored, _Shown(expr))
+            known = all(t.values is not None for t in held)
+            if known and order.tokens and entries <= MOST_KEPT:
+                return _kept_table(spec, order, stored, expr)
     return expr
 
 
@@ -166,32 +172,19 @@ def _row(order: Order, name: str) -> Expr:
     return of_head[var("head")]
 
 
-@dataclass(frozen=True)
-class _Shown:
-    """An expression, equal by structure."""
-
-    expr: Expr = field(compare=False)
-    key: str = ""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "key", self.expr.key)
-
-
-@lru_cache(maxsize=32)
-def _kept_table(spec: Attention, order: Order, stored: str, shown: _Shown) -> Expr:
+def _kept_table(spec: Attention, order: Order, stored: str, expr: Expr) -> Expr:
     """An entry of the table ``[distinct orders or heads, positions]`` of an expression's values.
 
     Positions past the end read what the last token does.
     """
     at = np.arange(order.tokens)
-    name = f"{stored}_{shown.key[:10]}"
-    if "head" in shown.expr.variables():
+    name = f"{stored}_{expr.key[:10]}"
+    if "head" in expr.variables():
         rows, row = [(head_order(order, h), h) for h in range(spec.heads)], var("head")
     else:
         rows, row = [(part, 0) for part in dict.fromkeys(order.parts)], _row(order, name)
     found = [
-        evaluate(shown.expr, {stored[0]: part.index({}), stored: at, "head": head})
-        for part, head in rows
+        evaluate(expr, {stored[0]: part.index({}), stored: at, "head": head}) for part, head in rows
     ]
     past = index_bounds(spec)[stored][1] + 1 - order.tokens
     values = np.pad(np.stack(found), ((0, 0), (0, past)), mode="edge").astype(np.int32)

@@ -47,11 +47,14 @@ class Rows:
     @property
     def strides(self) -> tuple[int, int]:
         """Entries of ``start`` between batch items and between heads; 0 where they are shared."""
-        batch, heads, _ = self.start.shape
-        return (
-            self.start.stride(0) if batch > 1 else 0,
-            self.start.stride(1) if heads > 1 else 0,
-        )
+        return strides(self.start)
+
+
+def strides(start: Tensor) -> tuple[int, int]:
+    """Entries of ``[batch or 1, heads or 1, lines]`` between batch items and between heads; 0 where
+    they are shared."""
+    batch, heads, _ = start.shape
+    return start.stride(0) if batch > 1 else 0, start.stride(1) if heads > 1 else 0
 
 
 def from_map(

@@ -17,6 +17,7 @@ from kdsl.grid import Grid
 from kdsl.intervals.classify import head_order
 from kdsl.kernels.attention import tables
 from kdsl.kernels.attention.ranges import BITS, together
+from kdsl.kernels.attention.tunable import AttentionTunable
 from kdsl.specs import Attention
 from tests.strategies import Scope, scopes, truths
 
@@ -153,3 +154,12 @@ def test_few_comparisons_stay_comparisons() -> None:
         ops = {node.op for node in found.walk()}
         assert "clear" not in ops
         assert "abs" not in ops
+
+
+@pytest.mark.parametrize("sizes", [(0, 9), (9, 0), (0, 0)])
+def test_no_tokens_no_tables(sizes: tuple[int, int]) -> None:
+    """A side without tokens has nothing to keep in a table, and the source is still made."""
+    mask = masks.predicate(lambda q, k: (abs(q // 4 - k // 4) <= 1) & (abs(q % 4 - k % 4) <= 1))
+    spec = Attention(queries=sizes[0], keys=sizes[1], heads=1, head_dim=64, mask=mask)
+    assert all(0 not in t.shape for t in tables.tables(spec))
+    assert "def mask" in AttentionTunable(spec).source
