@@ -136,13 +136,16 @@ class AttentionOperator(Operator):
         """Whether the lists of a call with these tables are made on the device."""
         return self.backend != "reference" and self.on_device.reads(tables, device)
 
-    def sources(self, names: tuple[str, ...], device: Any) -> tuple[list[Source], list[Source]]:
-        """Where the tables of a call come from that brings some: its choice's, its leaves'."""
-        choice = self.on_device.choice
+    def sources(
+        self, names: tuple[str, ...], device: Any, differentiated: bool
+    ) -> tuple[list[Source], list[Source], str]:
+        """Where the tables of a call come from that brings some: its choice's, its leaves'; and the
+        name of the program that reads them."""
+        name, choice = self.program(differentiated).name, self.on_device.choice
         if choice is None:
-            return [], self.on_device.sources(names, device)
+            return [], self.on_device.sources(names, device), name
         picked = self.on_device.choice_sources(names, device)
-        return picked, self.on_device.sources((*names, choice.name), device)
+        return picked, self.on_device.sources((*names, choice.name), device), name
 
     def program(self, differentiated: bool) -> Program:
         """What torch's operations run, with the backward or without."""

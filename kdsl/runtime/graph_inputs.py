@@ -5,12 +5,11 @@ Apart from the operations, for it needs torch's tracer, which takes a second to 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch._dynamo
 
-if TYPE_CHECKING:
-    from kdsl.runtime.attention import AttentionOperator
+from kdsl.runtime.attention import AttentionOperator
 
 
 def known(batch: int) -> int:
@@ -21,7 +20,6 @@ def known(batch: int) -> int:
     return n
 
 
-@torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]
 def constants(
     operator: AttentionOperator, tables: None, batch: int, device: Any, differentiated: bool
 ) -> Any:
@@ -31,14 +29,12 @@ def constants(
 
 def sources(operator: AttentionOperator, tables: Any, device: Any, differentiated: bool) -> Any:
     """Where the tables of a call on the device come from, and the program that reads them."""
-    return _sources(operator, tuple(tables), device, differentiated)
+    return operator.sources(tuple(tables), device, differentiated)
 
 
-@torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]
-def _sources(
-    operator: AttentionOperator, names: tuple[str, ...], device: Any, differentiated: bool
-) -> Any:
-    return *operator.sources(names, device), operator.program(differentiated).name
+# Methods: a function that is marked takes nothing but constants in torch 2.11, and no operator.
+torch._dynamo.assume_constant_result(AttentionOperator.operands)  # type: ignore[no-untyped-call]
+torch._dynamo.assume_constant_result(AttentionOperator.sources)  # type: ignore[no-untyped-call]
 
 
 @torch._dynamo.disable(  # type: ignore[no-untyped-call, untyped-decorator]

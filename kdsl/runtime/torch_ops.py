@@ -97,8 +97,7 @@ def attention(operator: AttentionOperator, tensors: Sequence[Tensor], tables: An
             find = graph_inputs.read_tables if tables else graph_inputs.constants
             lists, values, name = find(operator, tables, batch, q.device, differentiated)
     elif here:
-        picked, sources = operator.sources(tuple(tables), q.device)
-        name = operator.program(differentiated).name
+        picked, sources, name = operator.sources(tuple(tables), q.device, differentiated)
     else:
         lists, values, name = operator.operands(tables, batch, q.device, differentiated)
     if here:

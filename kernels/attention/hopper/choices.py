@@ -131,3 +131,17 @@ def named(KIND: gl.constexpr, NUMBER: gl.constexpr, THREADS: gl.constexpr, token
         barrier_code(KIND, NUMBER, THREADS), "=r,r", [token],
         dtype=gl.int32, is_pure=False, pack=1,
     )  # fmt: skip
+
+
+@gluon.jit
+def apart(x):
+    """`x`, the same in all threads of a warp, as a value of its own to ptxas.
+
+    Two loops, one behind the other, may each be skipped.  What both make of `x` before they start,
+    ptxas 12.8 makes before the first one alone: if that is skipped, the second reads a stale
+    register (docs/performance.md, "Hopper forward").
+    """
+    return gl.inline_asm_elementwise(
+        "shfl.sync.idx.b32 $0, $1, 0, 0x1f, 0xffffffff;", "=r,r", [x],
+        dtype=gl.int32, is_pure=False, pack=1,
+    )  # fmt: skip

@@ -17,7 +17,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from kdsl.kernels.attention.hopper.choices import advance, chosen, named
+from kdsl.kernels.attention.hopper.choices import advance, apart, chosen, named
 from kdsl.kernels.attention.hopper.finish import finish
 from kdsl.kernels.attention.hopper.leaves import tile_facts
 from kdsl.kernels.attention.hopper.producer import producer
@@ -69,6 +69,10 @@ def consumer(
         slot = qi * C.CONSUMERS + WG
         q = q_buf.index(slot)
         q_more = q_buf_more.index(slot)
+        # The second loop's own.
+        qi_then = apart(qi)
+        q_then = q_buf.index(qi_then * C.CONSUMERS + WG)
+        q_more_then = q_buf_more.index(qi_then * C.CONSUMERS + WG)
         # Q's phase for the next tile: the other buffer's.
         qp_next = gl.where(qi == 1, qp ^ 1, qp)
         top = gl.full([64, 4], -3.4028234663852886e38, gl.float32, C.ROWS)
@@ -112,9 +116,8 @@ def consumer(
                 buffers, barriers, lists, tables, sizes, scale, C,
             )  # fmt: skip
             following, s, p, o, o_more, top, total, rings = early_steps(
-                full_end, n, n, looked, q, q_more, qi, qp_next, following, (at, phase), s, p, o,
-                o_more,
-                top, total, rings, place, WG, True,
+                full_end, n, n, looked, q_then, q_more_then, qi_then, qp_next, following,
+                (at, phase), s, p, o, o_more, top, total, rings, place, WG, True,
                 buffers, barriers, lists, tables, sizes, scale, C,
             )  # fmt: skip
             ki, kp, vi, vp = rings
@@ -130,7 +133,7 @@ def consumer(
                 WG, False, buffers, barriers, lists, tables, sizes, scale, C,
             )  # fmt: skip
             p, o, o_more, top, total, rings = late_steps(
-                full_end, n, n, looked, q, q_more, p, o, o_more, top, total, rings, place,
+                full_end, n, n, looked, q_then, q_more_then, p, o, o_more, top, total, rings, place,
                 WG, True, buffers, barriers, lists, tables, sizes, scale, C,
             )  # fmt: skip
             ki, kp, vi, vp = rings

@@ -189,7 +189,8 @@ def test_tensors_that_no_descriptor_describes() -> None:
     for tensors, loads in (
         ((odd, k, v), "pointer"), ((q, spread, v), "pointer"), ((q, k, v), "descriptor")
     ):  # fmt: skip
-        assert fitting(Config(loads="descriptor"), tensors, op.tunable.legal).loads == loads
+        config = Config.from_json(dict(op.config))
+        assert fitting(config, tensors, op.tunable.legal).loads == loads
     out, lse = op(odd, spread, v)
     expected(spec, q, spread, v, block_n=32).check(out, lse)
 

@@ -17,7 +17,7 @@ from kdsl.runtime import build, codecache
 from kdsl.runtime.attention import AttentionOperator
 from kdsl.runtime.builder import device_target
 from kdsl.specs import DTYPES, HEAD_DIMS, Attention
-from tests.devices import DEVICE, poisoned_memory
+from tests.devices import DEVICE, examples, poisoned_memory
 from tests.interpreter.attention.test_backward import *  # noqa: F403
 from tests.interpreter.attention.test_backward import check
 from tests.interpreter.attention.test_torch import *  # noqa: F403
@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.skipif(DEVICE == "cpu", reason="in the interpreter these are the CPU's tests"),
     pytest.mark.filterwarnings("ignore:no CUDA GPU here"),
 ]
-EXAMPLES = 8
+EXAMPLES = examples(4)
 """Of each dtype and head dimension: each one is compiled, forward and backward."""
 
 

@@ -98,7 +98,7 @@ def check(spec: Attention, config: Config | None, tensors: Any, tables: Any = No
 
 
 @given(
-    case=cases(BLOCKS, ("bfloat16", "float16"), 700, in_place=False),
+    case=cases(("bfloat16", "float16"), blocks=BLOCKS, tokens=700, in_place=False),
     strides=st.sampled_from(("contiguous", "tokens first")),
     data=st.data(),
 )

@@ -91,7 +91,7 @@ def check(op: Any, tensors: Any, dout: Any, tables: Any = None) -> Any:
 
 
 @given(
-    case=cases(BLOCKS, ("bfloat16", "float16"), 500, in_place=False).filter(
+    case=cases(("bfloat16", "float16"), blocks=BLOCKS, tokens=500, in_place=False).filter(
         lambda case: not case.spec.stored and case.spec.head_dim <= 128
     ),
     data=st.data(),

@@ -13,7 +13,7 @@ from kdsl.expr import Table
 from kdsl.kernels.lists import launch as lists
 from kdsl.runtime import build
 from kdsl.specs import Attention
-from tests.devices import DEVICE
+from tests.devices import DEVICE, no_synchronisation
 from tests.interpreter.lists.test_calls import *  # noqa: F403
 from tests.interpreter.lists.test_chosen import test_a_row_beyond_the_capacity_is_named  # noqa: F401
 from tests.interpreter.lists.test_chosen import (  # noqa: F401
@@ -89,14 +89,11 @@ def test_a_call_waits_for_nothing(kind: str) -> None:
     tables = [values(seed) for seed in range(3)]
     op(*given, tables=tables[0]).sum().backward()
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_synchronisation():
         for each in tables:
             with torch.no_grad():
                 op(*given, tables=each)
             op(*given, tables=each).sum().backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 CHOICES = {
@@ -135,13 +132,10 @@ def test_a_choice_waits_for_nothing(kind: str) -> None:
     with torch.no_grad():
         op(*given)
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_synchronisation():
         with torch.no_grad():
             op(*given)
         op(*given).sum().backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_lists_are_the_same_bits_every_time() -> None:
