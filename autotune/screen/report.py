@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -53,7 +54,13 @@ def ranking(console: Console, tally: Tally) -> None:
         chosen.append(tally.default)
     if not chosen:
         return
-    table = Table(title=f"{tally.name}, {tally.kind}", title_justify="left")
+    same = alike([outcome.params for outcome in chosen])
+    table = Table(
+        title=f"{tally.name}, {tally.kind}",
+        title_justify="left",
+        caption=f"in all of them {short(same)}" if same else None,
+        caption_justify="left",
+    )
     table.add_column("")
     for name in ("us", "registers", "spilled", "KiB shared"):
         table.add_column(name, justify="right")
@@ -69,7 +76,7 @@ def ranking(console: Console, tally: Tally) -> None:
             _count(registers),
             _count(spilled),
             "" if shared is None else f"{shared / 1024:.0f}",
-            short(outcome.params),
+            short({n: v for n, v in outcome.params.items() if n not in same}),
         )
     console.print(table)
 
@@ -83,6 +90,14 @@ def statuses(counts: Mapping[str, int]) -> str:
 def short(params: Mapping[str, object]) -> str:
     """A configuration in a few characters."""
     return " ".join(f"{initials(name)}={value}" for name, value in params.items())
+
+
+def alike(configurations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Settings that several configurations share; none of a single one."""
+    first, *others = configurations
+    if not others:
+        return {}
+    return {n: v for n, v in first.items() if all(o.get(n) == v for o in others)}
 
 
 def initials(name: str) -> str:

@@ -16,7 +16,8 @@ Load = Callable[[str], Any]
 class Runner(Protocol):
     """An operation on one device with its inputs and outputs: what the measuring process drives.
 
-    `run` puts one call on the device's current stream and neither waits nor allocates.
+    `run` puts one call on the device's current stream and waits for nothing; memory between its own
+    launches it takes from torch's cache.
     """
 
     @property

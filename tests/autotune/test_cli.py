@@ -22,6 +22,7 @@ from kdsl.autotune.cli.plan import PROGRAM, understood
 from kdsl.autotune.compiling import Built
 from kdsl.autotune.measuring.fake import FakeCard
 from kdsl.autotune.measuring.lock import hold
+from kdsl.autotune.screen.report import alike
 from kdsl.autotune.session.budget import Budget
 from kdsl.autotune.store import Store
 from kdsl.runtime.records import Measurement, Run
@@ -400,3 +401,11 @@ def _children(pid: int) -> list[int]:
         ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False
     )
     return [int(word) for word in found.stdout.split()]
+
+
+def test_what_all_share_is_said_once() -> None:
+    """Settings that differ stay in a row, the others are said below; one row alone says all."""
+    one, two = {"a": 1, "b": 2, "c": 3}, {"a": 1, "b": 5, "c": 3}
+    assert alike([one, two]) == {"a": 1, "c": 3}
+    assert alike([one, one]) == one
+    assert alike([one]) == {}
