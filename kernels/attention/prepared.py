@@ -33,7 +33,7 @@ class Prepared:
     def of(kernel: Any, names: Sequence[str], values: Mapping[str, Any], programs: int) -> Prepared:
         """Of a call that was made: `values` by name, `names` in the order the kernel takes them."""
         roles = {f"{n}{tail}": n for n in "qkvo" for tail in ("", "_tail")}
-        roles |= {"lse": "lse", "counter": "counter"}
+        roles |= {n: n for n in ("lse", "counter", "q_scale", "k_scale", "v_scale", "v_sum")}
         moving = [(i, roles[n]) for i, n in enumerate(names) if n in roles]
         moving = [(i, role) for i, role in moving if values[names[i]] is not None]
         arguments = [values[n] for n in names]
