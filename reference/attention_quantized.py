@@ -28,6 +28,8 @@ Array = npt.NDArray[Any]
 LOG2E = float(np.log2(np.e))
 EXP2 = 2.0**-22
 """Relative error of a kernel's exp2."""
+WARP = 16
+"""Queries whose scores one warp holds."""
 CODE = 2.0**-16
 """What a float32 code of at most 255 loses where a half is added to it."""
 
@@ -52,11 +54,14 @@ def attention_quantized(
     *,
     step: int | None = None,
     exponent_error: float = 0.0,
+    lag: float = 0.0,
 ) -> Quantized:
     """Output, log-sum-exp and doubt from the operands that ``spec.layout.operands`` names.
 
     Steps take ``step`` keys (the mask block's, unless given), full blocks first, then partial ones.
-    ``exponent_error`` is the relative error of a kernel's exponents, for ``doubt``.  A group whose
+    ``exponent_error`` is the relative error of a kernel's exponents, for ``doubt``.  With ``lag``
+    the maxima that weights are coded against stay, sixteen stored queries together, until a score
+    exceeds one by more than that (log2); codes then keep as much room above.  A group whose
     scale is NaN reaches every query of a row of blocks that visits it.  SpecError without a layout.
     """
     layout = spec.layout
@@ -79,7 +84,8 @@ def attention_quantized(
         for h in range(heads):
             kv = h // spec.group
             head = Head(spec, h, b, tables)
-            walk = _Walk(spec, layout, head, (q[b, h], k[b, kv], v[b, kv]), exponent_error)
+            tensors = (q[b, h], k[b, kv], v[b, kv])
+            walk = _Walk(spec, layout, head, tensors, exponent_error, lag)
             for row in range(rows.rows):
                 tokens, found = walk.row(row, list(_steps(spec, rows, b, h, row, step)))
                 out[b, h, tokens], lse[b, h, tokens], doubt[b, h, tokens] = found
@@ -109,13 +115,14 @@ class _Walk:
         head: Head,
         tensors: tuple[Float, Float, Float],
         exponent_error: float,
+        lag: float,
     ) -> None:
-        self.spec, self.head, self.error = spec, head, exponent_error
+        self.spec, self.head, self.error, self.lag = spec, head, exponent_error, lag
         self.q, self.k, self.v = tensors
         self.query_tokens = np.argsort(head.query_position)
         self.key_tokens = np.argsort(head.key_position)
         self.code = layout.weights or spec.dtype
-        self.unit = 1.0 / WEIGHTS[layout.weights] if layout.weights else 1.0
+        self.unit = 2.0**lag / WEIGHTS[layout.weights] if layout.weights else 1.0
 
     def row(self, row: int, steps: list[Array]) -> tuple[Array, tuple[Float, Float, Float]]:
         """Original query tokens of a row of blocks, and their output, log-sum-exp, doubt."""
@@ -133,7 +140,7 @@ class _Walk:
                 assert sees is not None
                 x = factor * (q @ self.k[keys].T)
                 x = np.where(sees[:, keys] | np.isnan(x), x, -np.inf)
-                new = np.maximum(top, x.max(1))
+                new = self._maxima(x.max(1), top)
                 level = np.where(np.isneginf(new), 0.0, new)
                 weight, fade = np.exp2(x - level[:, None]), np.exp2(top - level)
                 codes = rounded(weight, self.code, self.unit)
@@ -148,6 +155,14 @@ class _Walk:
             out = np.where(none[:, None], 0.0, out * share)
             lse = np.where(none, -np.inf, (top + np.log2(np.where(none, 1.0, total))) / LOG2E)
         return tokens, (out, lse, doubt * share)
+
+    def _maxima(self, found: Float, top: Float) -> Float:
+        """Maxima after a step."""
+        new = np.maximum(top, found)
+        if not self.lag:
+            return new
+        moves = np.logical_or.reduceat(found > top + self.lag, np.arange(0, len(top), WARP))
+        return np.where(np.repeat(moves, WARP)[: len(top)], new, top)
 
     def _unsure(self, weight: Float, x: Float, level: Float) -> Float:
         """How far apart codes are that a weight may have."""

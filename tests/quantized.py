@@ -38,12 +38,16 @@ def expected(
     tables: Mapping[str, npt.NDArray[Any]] | None = None,
     *,
     block_n: int,
+    lag: float = 0.0,
 ) -> Expected:
-    """Reference output and log-sum-exp of operands, and their bounds, for a tile of keys."""
+    """Reference output and log-sum-exp of operands, and their bounds, for a tile of keys.
+
+    ``lag`` is the kernel's: how far it lets maxima stay behind.
+    """
     layout = spec.layout
     assert layout is not None
     named = dict(zip(layout.operands, given, strict=True))
-    found = attention_quantized(spec, given, tables, step=block_n, exponent_error=EXPONENT)
+    found = attention_quantized(spec, given, tables, step=block_n, exponent_error=EXPONENT, lag=lag)
     positive = {**named, "v": _absolute(named["v"])}
     magnitude = attention_quantized(spec, tuple(positive.values()), tables, step=block_n).out
     q, k = (

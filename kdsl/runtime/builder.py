@@ -77,6 +77,8 @@ def build(
         # The interpreter takes any configuration; an A100's default keeps it small.
         target = target_named("a100")
     here = here or interpreting()
+    if spec.layout is not None and picked is None:
+        picked = "triton"  # Hopper's own has not been measured
     kind = AttentionOperator if spec.layout is None else QuantizedOperator
     return kind(spec, target, picked, config, mode, here, tables, backward)
 

@@ -127,6 +127,27 @@ def test_steps_change_codes_and_nothing_else() -> None:
     assert 0 < difference < 0.02
 
 
+def test_maxima_may_stay_behind() -> None:
+    """Maxima that lag change codes, not what is computed: scores that grow from step to step, by
+    less and by more than the lag, give the truth as well as maxima that follow."""
+    spec = Attention(
+        tokens=512, heads=1, head_dim=64, dtype="float16", layout=layouts.int8_qk_fp8_pv()
+    )
+    assert spec.layout is not None
+    q, k, v = inputs(spec)
+    k = k * np.repeat([0.5, 1.0, 2.0, 6.0], 128)[:, None].astype(np.float32)
+    operands = spec.layout.quantize(q, k, v)
+    truth, lse = attention(replace(spec, layout=None), q, k, v)
+    errors = []
+    for lag in (0.0, 4.0):
+        found = attention_quantized(spec, operands, lag=lag)
+        np.testing.assert_allclose(found.lse, attention_quantized(spec, operands).lse, rtol=1e-12)
+        assert np.abs(found.lse - lse).max() < 0.2
+        errors.append(np.linalg.norm(found.out - truth) / np.linalg.norm(truth))
+    assert errors[0] != errors[1]
+    assert errors[1] < 1.05 * errors[0]
+
+
 def test_doubt_is_what_rounding_the_other_way_costs() -> None:
     """Without an error of the exponent there is none; it grows with it, and covers a shift of all
     scores by as much."""

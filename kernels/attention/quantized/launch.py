@@ -1,4 +1,4 @@
-"""Run the quantized template: one launch."""
+"""Run a quantized template: one launch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kdsl.kernels.attention.config import Config, head_parts
+from kdsl.kernels.attention.hopper.config import options as hopper_options
 from kdsl.kernels.attention.hopper.launch import stream_of
 from kdsl.kernels.attention.launch import LOG2E, describe
 from kdsl.kernels.attention.prepared import keep
+from kdsl.kernels.attention.quantized.hopper import launch as hopper
 from kdsl.kernels.attention.quantized.portable import constants, layout_of
 from kdsl.specs import Attention
 
@@ -46,17 +48,23 @@ def launch(
     if lse is None:
         shape = (batch, heads, queries) if spec.return_lse else (1, 1, 1)
         lse = torch.empty(shape, dtype=torch.float32, device=q.device)
+    stream = stream_of(q.device)
     moving = {**given, "o": out, "lse": lse}
+    if config.template == "hopper":
+        moving["counter"] = held.counter(stream)
     ready = None if kind is None else held.prepared.get(kind)
     if ready is not None and ready.tables is tables:
-        ready(moving, stream_of(q.device))
+        ready(moving, stream)
         return out, lse
-    programs = batch * heads * held.rows * (spec.block[0] // config.block_m)
-    values = arguments_of(spec, config, held, moving, tables)
     fn = module.attention_quantized
-    kernel = fn[(programs,)](
-        **values, num_warps=config.num_warps, num_stages=config.num_stages, enable_fp_fusion=True
-    )
+    if config.template == "hopper":
+        programs, values = hopper.arguments_of(spec, config, held, moving, tables)
+        options = hopper_options(config)
+    else:
+        programs = batch * heads * held.rows * (spec.block[0] // config.block_m)
+        values = arguments_of(spec, config, held, moving, tables)
+        options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    kernel = fn[(programs,)](**values, **options, enable_fp_fusion=True)
     if kind is not None:
         keep(held.prepared, kind, kernel, fn.arg_names, values, programs)
     return out, lse
@@ -69,7 +77,7 @@ def arguments_of(
     moving: Mapping[str, Tensor],
     tables: tuple[Tensor, ...],
 ) -> dict[str, Any]:
-    """Every argument of the kernel by name."""
+    """Every argument of the portable kernel by name."""
     layout = layout_of(spec)
     d0, d1 = head_parts(spec.head_dim)
     values: dict[str, Any] = {**dict.fromkeys(SCALES), **moving}
