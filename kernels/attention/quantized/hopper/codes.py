@@ -22,6 +22,7 @@ class Coded:
     CONSUMERS: int
     K_STAGES: int
     V_STAGES: int
+    EARLY: bool
     PERSISTENT: bool
     DESCRIBED: bool
     LSE: bool

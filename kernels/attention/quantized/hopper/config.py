@@ -45,7 +45,8 @@ MODULES = (
 def tile_registers(spec: Attention, config: Config) -> int:
     """Registers of a consumer thread that hold tiles: output, scores, their exponents, codes."""
     scores = config.block_n // 2
-    return spec.head_dim // 2 + scores + scores // 4
+    copies = 2 if config.overlap == "early" else 1
+    return spec.head_dim // 2 + copies * scores + scores // 4
 
 
 def shared_bytes(spec: Attention, config: Config) -> int:
@@ -73,8 +74,10 @@ def legal(spec: Attention, config: Config, target: Target) -> str | None:
         return f"tiles of {tile} do not divide blocks of {spec.block[0]} x {spec.block[1]}"
     if config.num_warps != config.block_m // 16:
         return f"{config.block_m} queries take {config.block_m // 16} warps"
-    if config.overlap != "late" or config.pingpong:
-        return 'the quantized hopper template has overlap="late" alone, without turns'
+    if config.pingpong:
+        return "the quantized hopper template takes no turns"
+    if config.num_stages == 1 and not config.extra_keys and config.overlap == "early":
+        return "products that start early want keys of two steps"
     if config.workers > 1 and config.block_m == 128 and config.block_n == 128:
         return "two warpgroups with tiles of 128 keys fill a multiprocessor: one worker"
     need, have = tile_registers(spec, config) + OTHER_REGISTERS, resources(config).consumer
@@ -91,12 +94,13 @@ def legal(spec: Attention, config: Config, target: Target) -> str | None:
 def preferences(spec: Attention) -> Iterator[Config]:
     """Configurations from the most to the least wanted; a guess from the probe's results."""
 
-    def config(m: int, n: int, stages: int, workers: int) -> Config:
-        return Config(m, n, m // 16, stages, "descriptor", "hopper", workers=workers)
+    def config(m: int, n: int, stages: int, workers: int, **more: Any) -> Config:
+        return Config(m, n, m // 16, stages, "descriptor", "hopper", workers=workers, **more)
 
     if spec.head_dim == 64:
         # Two programs a multiprocessor: one's products run beside the other's exponentials.
         yield config(128, 64, 4, 2)
+    yield config(128, 128, 3, 1, overlap="early")
     yield config(128, 128, 3, 1)
     yield config(128, 64, 4, 1)
     for n in (128, 64):
@@ -117,6 +121,7 @@ def constants(spec: Attention, config: Config, described: bool) -> dict[str, Any
         "CONSUMERS": consumers(config),
         "K_STAGES": config.num_stages + config.extra_keys,
         "V_STAGES": config.num_stages,
+        "EARLY": config.overlap == "early",
         "PERSISTENT": config.workers > 0,
         "DESCRIBED": described,
         "LSE": spec.return_lse,

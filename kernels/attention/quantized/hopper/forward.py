@@ -3,7 +3,8 @@
 The 16-bit Hopper template's division of work, barriers and order of steps, with codes: scores are
 exact integers, each step's keys share a scale, weights become e4m3 in the registers of the thread
 that computed them, and v lies transposed with its tokens in the order of those registers
-(`v_stored="lanes"`).  Q K^T of a step runs beside P V of the one before.  With identity leaves the
+(`v_stored="lanes"`).  Beside the softmax of a step run P V of the one before and, if EARLY, Q K^T
+of the one after.  With identity leaves the
 template runs as it stands; a generated file is its modules in a row, with other leaves.
 """
 
@@ -96,6 +97,60 @@ def coded_steps(
 
 
 @gluon.jit
+def coded_early_steps(
+    lo, hi, n, looked, qi, qp, following, note, s, p, o, top, total, rings, place, rows, keys,
+    WG: gl.constexpr, MASKED: gl.constexpr, buffers, barriers, lists, tables, sizes, scales,
+    C: gl.constexpr,
+):  # fmt: skip
+    """Steps in which Q K^T of the next step and P V of the one before run beside the softmax."""
+    q_buf, k_buf, v_buf = buffers[0], buffers[1], buffers[2]
+    k_full, k_empty, v_full, v_empty = barriers[2], barriers[3], barriers[4], barriers[5]
+    ki, kp, vi, vp = rings
+    tile_next, full_next, n_next, first_next = following
+    # The scale of this step's keys, and the column of the step after it.
+    by_key, later = keys
+    if MASKED:
+        column, ahead, known = looked
+    for i in range(lo, hi):
+        last = i == n - 1
+        if last:
+            tile_next, full_next, n_next, first_next = read_note(
+                buffers[3], barriers[6], note[0], note[1]
+            )
+        factor = factors(rows, by_key)
+        by_key = key_scale(scales[1], later, i + 1, place, sizes, C)
+        later = column_of(i + 2, n, place[4], lists, C)
+        f = s.to(gl.float32)
+        if MASKED:
+            f = hide(f, i, column, known, place, tables, sizes, C)
+            # Looked up ahead: the tile's own loads do not wait for them.
+            column = ahead
+            known = tile_facts(place[2], column, place[1], place[0], tables)
+            ahead = column_of(i + 2, n, place[4], lists, C)
+        top, fade = maxima(f, top, factor, C)
+        x = coded_exponents(f, top, factor, C)
+        mbarrier.wait(barriers[0].index(1 - qi), qp, pred=last & (n_next > 0))
+        mbarrier.wait(k_full.index(ki), kp, pred=(i + 1 < n) | (n_next > 0))
+        mbarrier.wait(v_full.index(vi), vp)
+        slot = gl.where(last, 1 - qi, qi) * C.CONSUMERS + WG
+        weight = weights_operand(p, C)
+        started = coded_scores(q_buf.index(slot), k_buf.index(ki), C)
+        running = coded_gather(weight, v_buf.index(vi), o, C)
+        weights, total = weigh(x, total, fade, C)
+        # Waited on again: the spin keeps ptxas from moving the wait below above the exponentials.
+        mbarrier.wait(v_full.index(vi), vp)
+        o, s, p = warpgroup_mma_wait(0, [running, started, p])
+        mbarrier.arrive(k_empty.index(ki), count=1)
+        ki, kp = advance(ki, kp, C.K_STAGES)
+        mbarrier.arrive(v_empty.index(vi), count=1)
+        vi, vp = advance(vi, vp, C.V_STAGES)
+        o = rescale(o, fade, False, C)
+        p = code_weights(weights, C)
+    following = (tile_next, full_next, n_next, first_next)
+    return following, s, p, o, top, total, (ki, kp, vi, vp), (by_key, later)
+
+
+@gluon.jit
 def coded_consumer(
     WG: gl.constexpr, tensors, buffers, barriers, lists, tables, sizes, scales, scale_log2,
     C: gl.constexpr,
@@ -123,7 +178,8 @@ def coded_consumer(
         full_end = gl.maximum(n_full, 1)
         q = q_buf.index(qi * C.CONSUMERS + WG)
         # The second loop's own.
-        q_then = q_buf.index(apart(qi) * C.CONSUMERS + WG)
+        qi_then = apart(qi)
+        q_then = q_buf.index(qi_then * C.CONSUMERS + WG)
         # Q's phase for the next tile: the other buffer's.
         qp_next = gl.where(qi == 1, qp ^ 1, qp)
         top = gl.full([64, 4], -3.4028234663852886e38, gl.float32, C.ROWS)
@@ -144,30 +200,62 @@ def coded_consumer(
             own_facts = tile_facts(place[2], own, place[1], place[0], tables)
             f = hide(f, 0, own, own_facts, place, tables, sizes, C)
         top, fade = maxima(f, top, factor, C)
-        weights, total = weigh(coded_exponents(f, top, factor, C), total, fade, C)
-        # The output of the tile before has left its buffer, and that tile's Q is free.
-        tma.store_wait(0)
-        mbarrier.arrive(q_empty.index(1 - qi), count=1, pred=before > 0)
-        p = code_weights(weights, C)
-        mbarrier.wait(k_full.index(ki), kp, pred=n > 1)
-        p, o, top, total, rings, keys = coded_steps(
-            1, full_end, n, looked, q, p, o, top, total, (ki, kp, vi, vp), place, rows, keys,
-            False, buffers, barriers, lists, tables, sizes, scales, C,
-        )  # fmt: skip
-        p, o, top, total, rings, keys = coded_steps(
-            full_end, n, n, looked, q_then, p, o, top, total, rings, place, rows, keys,
-            True, buffers, barriers, lists, tables, sizes, scales, C,
-        )  # fmt: skip
-        ki, kp, vi, vp = rings
-        following = read_note(notes, note_full, at, phase)
+        if C.EARLY:
+            following = (tile, n_full, n, first)
+            if n == 1:
+                following = read_note(notes, note_full, at, phase)
+            x = coded_exponents(f, top, factor, C)
+            # The output of the tile before has left its buffer, and that tile's Q is free.
+            tma.store_wait(0)
+            mbarrier.arrive(q_empty.index(1 - qi), count=1, pred=before > 0)
+            mbarrier.wait(q_full.index(1 - qi), qp_next, pred=(n == 1) & (following[2] > 0))
+            mbarrier.wait(k_full.index(ki), kp, pred=(n > 1) | (following[2] > 0))
+            next_slot = gl.where(n == 1, 1 - qi, qi) * C.CONSUMERS + WG
+            started = coded_scores(q_buf.index(next_slot), k_buf.index(ki), C)
+            weights, total = weigh(x, total, fade, C)
+            s = warpgroup_mma_wait(0, [started])
+            mbarrier.arrive(k_empty.index(ki), count=1)
+            ki, kp = advance(ki, kp, C.K_STAGES)
+            p = code_weights(weights, C)
+            following, s, p, o, top, total, rings, keys = coded_early_steps(
+                1, full_end, n, looked, qi, qp_next, following, (at, phase), s, p, o, top, total,
+                (ki, kp, vi, vp), place, rows, keys, WG, False,
+                buffers, barriers, lists, tables, sizes, scales, C,
+            )  # fmt: skip
+            following, s, p, o, top, total, rings, keys = coded_early_steps(
+                full_end, n, n, looked, qi_then, qp_next, following, (at, phase), s, p, o, top,
+                total, rings, place, rows, keys, WG, True,
+                buffers, barriers, lists, tables, sizes, scales, C,
+            )  # fmt: skip
+            ki, kp, vi, vp = rings
+        else:
+            weights, total = weigh(coded_exponents(f, top, factor, C), total, fade, C)
+            tma.store_wait(0)
+            mbarrier.arrive(q_empty.index(1 - qi), count=1, pred=before > 0)
+            p = code_weights(weights, C)
+            mbarrier.wait(k_full.index(ki), kp, pred=n > 1)
+            p, o, top, total, rings, keys = coded_steps(
+                1, full_end, n, looked, q, p, o, top, total, (ki, kp, vi, vp), place, rows, keys,
+                False, buffers, barriers, lists, tables, sizes, scales, C,
+            )  # fmt: skip
+            p, o, top, total, rings, keys = coded_steps(
+                full_end, n, n, looked, q_then, p, o, top, total, rings, place, rows, keys,
+                True, buffers, barriers, lists, tables, sizes, scales, C,
+            )  # fmt: skip
+            ki, kp, vi, vp = rings
+            following = read_note(notes, note_full, at, phase)
         at, phase = advance(at, phase, 2)
         mbarrier.wait(v_full.index(vi), vp)
         weight = weights_operand(p, C)
-        mbarrier.wait(q_full.index(1 - qi), qp_next, pred=following[2] > 0)
-        mbarrier.wait(k_full.index(ki), kp, pred=following[2] > 0)
-        running = coded_gather(weight, v_buf.index(vi), o, C)
-        started = coded_scores(q_buf.index((1 - qi) * C.CONSUMERS + WG), k_buf.index(ki), C)
-        o = warpgroup_mma_wait(1, [running])
+        if C.EARLY:
+            running = coded_gather(weight, v_buf.index(vi), o, C)
+        else:
+            mbarrier.wait(q_full.index(1 - qi), qp_next, pred=following[2] > 0)
+            mbarrier.wait(k_full.index(ki), kp, pred=following[2] > 0)
+            running = coded_gather(weight, v_buf.index(vi), o, C)
+            started = coded_scores(q_buf.index((1 - qi) * C.CONSUMERS + WG), k_buf.index(ki), C)
+        AFTER: gl.constexpr = 0 if C.EARLY else 1
+        o = warpgroup_mma_wait(AFTER, [running])
         mbarrier.arrive(v_empty.index(vi), count=1)
         vi, vp = advance(vi, vp, C.V_STAGES)
         channels = gl.arange(0, C.D0, layout=gl.SliceLayout(0, C.OUT))
@@ -178,9 +266,10 @@ def coded_consumer(
         finish(o, o, top - C.SHIFT, total, WG, place, tensors, outputs, tables, sizes, WG, C)
         # Every warp has read its note: the output went through a barrier since.
         mbarrier.arrive(note_empty.index(at), count=1)
-        s = warpgroup_mma_wait(0, [started])
-        mbarrier.arrive(k_empty.index(ki), count=1)
-        ki, kp = advance(ki, kp, C.K_STAGES)
+        if not C.EARLY:
+            s = warpgroup_mma_wait(0, [started])
+            mbarrier.arrive(k_empty.index(ki), count=1)
+            ki, kp = advance(ki, kp, C.K_STAGES)
         qi, qp = advance(qi, qp, 2)
         tile = following[0] + 0
         n_full = following[1] + 0
@@ -198,7 +287,7 @@ def attention_quantized(
     heads, rows, queries, keys, total, q_groups, k_groups, scale_log2,
     D0: gl.constexpr, GROUP: gl.constexpr, MASK_M: gl.constexpr, MASK_N: gl.constexpr,
     BLOCK_N: gl.constexpr, CONSUMERS: gl.constexpr, K_STAGES: gl.constexpr, V_STAGES: gl.constexpr,
-    PERSISTENT: gl.constexpr, DESCRIBED: gl.constexpr, LSE: gl.constexpr,
+    EARLY: gl.constexpr, PERSISTENT: gl.constexpr, DESCRIBED: gl.constexpr, LSE: gl.constexpr,
     Q_SPAN: gl.constexpr, Q_PERIOD: gl.constexpr, Q_WIDTH: gl.constexpr, K_SPAN: gl.constexpr,
     SLACK: gl.constexpr, SHIFT: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr,
@@ -210,8 +299,8 @@ def attention_quantized(
     ``q_groups`` and ``k_groups`` a head, v's one a channel.
     """
     C: gl.constexpr = coded(
-        D0, GROUP, MASK_M, MASK_N, BLOCK_N, CONSUMERS, K_STAGES, V_STAGES, PERSISTENT, DESCRIBED,
-        LSE, Q_SPAN, Q_PERIOD, Q_WIDTH, K_SPAN, SLACK, SHIFT,
+        D0, GROUP, MASK_M, MASK_N, BLOCK_N, CONSUMERS, K_STAGES, V_STAGES, EARLY, PERSISTENT,
+        DESCRIBED, LSE, Q_SPAN, Q_PERIOD, Q_WIDTH, K_SPAN, SLACK, SHIFT,
     )  # fmt: skip
     OUT: gl.constexpr = output_layout(D0)
     q_buf = gl.allocate_shared_memory(q.dtype, [2 * CONSUMERS, 1, 1, 64, D0], q.layout)
