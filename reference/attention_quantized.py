@@ -39,12 +39,14 @@ class Quantized:
     """What quantized attention gives.
 
     ``doubt`` bounds, element by element, what it costs the output that weights which lie so near a
-    border between two codes that float32 cannot tell are rounded the other way.
+    border between two codes that float32 cannot tell are rounded the other way; ``sums_doubt`` what
+    it costs sums of codes, relative.
     """
 
     out: Float
     lse: Float
     doubt: Float
+    sums_doubt: Float
 
 
 def attention_quantized(
@@ -55,13 +57,15 @@ def attention_quantized(
     step: int | None = None,
     exponent_error: float = 0.0,
     lag: float = 0.0,
+    coded_sums: bool = False,
 ) -> Quantized:
     """Output, log-sum-exp and doubt from the operands that ``spec.layout.operands`` names.
 
     Steps take ``step`` keys (the mask block's, unless given), full blocks first, then partial ones.
     ``exponent_error`` is the relative error of a kernel's exponents, for ``doubt``.  With ``lag``
     the maxima that weights are coded against stay, sixteen stored queries together, until a score
-    exceeds one by more than that (log2); codes then keep as much room above.  A group whose
+    exceeds one by more than that (log2); codes then keep as much room above.  With ``coded_sums``
+    outputs are divided by the sum of codes, not of weights before their rounding.  A group whose
     scale is NaN reaches every query of a row of blocks that visits it.  SpecError without a layout.
     """
     layout = spec.layout
@@ -73,25 +77,28 @@ def attention_quantized(
     batch, heads, queries, channels = q.shape
     out = np.zeros((batch, heads, queries, channels))
     doubt, lse = np.zeros_like(out), np.full(out.shape[:3], -np.inf)
+    sums_doubt = np.zeros_like(lse)
     scales = np.ones((batch, spec.group_heads, 1, channels))
     if layout.v is not None:
         scale = as_array(given["v_scale"], np.float64)
         scales = np.broadcast_to(scale, scales.shape)
     if not queries or not k.shape[2]:
-        return Quantized(out, lse, doubt)
+        return Quantized(out, lse, doubt, sums_doubt)
     rows = spec.rows(tables, batch)
     for b in range(batch):
         for h in range(heads):
             kv = h // spec.group
             head = Head(spec, h, b, tables)
             tensors = (q[b, h], k[b, kv], v[b, kv])
-            walk = _Walk(spec, layout, head, tensors, exponent_error, lag)
+            walk = _Walk(spec, layout, head, tensors, exponent_error, lag, coded_sums)
             for row in range(rows.rows):
                 tokens, found = walk.row(row, list(_steps(spec, rows, b, h, row, step)))
-                out[b, h, tokens], lse[b, h, tokens], doubt[b, h, tokens] = found
+                out[b, h, tokens], lse[b, h, tokens], doubt[b, h, tokens] = found[:3]
+                sums_doubt[b, h, tokens] = found[3]
             out[b, h] *= scales[b, kv]
             doubt[b, h] *= scales[b, kv]
-    return Quantized(out, lse, doubt)
+    doubt += np.abs(out) * sums_doubt[..., None]
+    return Quantized(out, lse, doubt, sums_doubt)
 
 
 def values(spec: Attention, given: Mapping[str, Any]) -> Float:
@@ -116,21 +123,23 @@ class _Walk:
         tensors: tuple[Float, Float, Float],
         exponent_error: float,
         lag: float,
+        coded_sums: bool,
     ) -> None:
         self.spec, self.head, self.error, self.lag = spec, head, exponent_error, lag
         self.q, self.k, self.v = tensors
         self.query_tokens = np.argsort(head.query_position)
         self.key_tokens = np.argsort(head.key_position)
+        self.coded_sums = coded_sums
         self.code = layout.weights or spec.dtype
         self.unit = 2.0**lag / WEIGHTS[layout.weights] if layout.weights else 1.0
 
-    def row(self, row: int, steps: list[Array]) -> tuple[Array, tuple[Float, Float, Float]]:
-        """Original query tokens of a row of blocks, and their output, log-sum-exp, doubt."""
+    def row(self, row: int, steps: list[Array]) -> tuple[Array, tuple[Float, Float, Float, Float]]:
+        """Original query tokens of a row of blocks, and their output, log-sum-exp, doubts."""
         first = row * self.spec.block[0]
         q = self.q[first : first + self.spec.block[0]]
         tokens = self.query_tokens[first : first + len(q)]
         top = np.full(len(q), -np.inf)
-        total = np.zeros(len(q))
+        total, unsure_total = np.zeros(len(q)), np.zeros(len(q))
         out = np.zeros((len(q), self.v.shape[1]))
         doubt = np.zeros_like(out)
         sees = self.head.mask(tokens)[:, self.key_tokens] if steps else None
@@ -147,14 +156,16 @@ class _Walk:
                 v = self.v[keys]
                 out = out * fade[:, None] + codes @ v
                 if self.error:
-                    unsure = self._unsure(weight, x, level) @ np.abs(v)
-                    doubt = doubt * fade[:, None] + unsure
-                total, top = total * fade + weight.sum(1), new
+                    unsure = self._unsure(weight, x, level)
+                    doubt = doubt * fade[:, None] + unsure @ np.abs(v)
+                    unsure_total = unsure_total * fade + unsure.sum(1)
+                total = total * fade + (codes if self.coded_sums else weight).sum(1)
+                top = new
             none = total == 0
             share = 1.0 / np.where(none, 1.0, total)[:, None]
             out = np.where(none[:, None], 0.0, out * share)
             lse = np.where(none, -np.inf, (top + np.log2(np.where(none, 1.0, total))) / LOG2E)
-        return tokens, (out, lse, doubt * share)
+        return tokens, (out, lse, doubt * share, unsure_total * share[:, 0] * self.coded_sums)
 
     def _maxima(self, found: Float, top: Float) -> Float:
         """Maxima after a step."""

@@ -39,15 +39,18 @@ def expected(
     *,
     block_n: int,
     lag: float = 0.0,
+    coded_sums: bool = False,
 ) -> Expected:
     """Reference output and log-sum-exp of operands, and their bounds, for a tile of keys.
 
-    ``lag`` is the kernel's: how far it lets maxima stay behind.
+    ``lag`` and ``coded_sums`` are the kernel's: how far it lets maxima stay behind, and which sums
+    it divides by.
     """
     layout = spec.layout
     assert layout is not None
     named = dict(zip(layout.operands, given, strict=True))
-    found = attention_quantized(spec, given, tables, step=block_n, exponent_error=EXPONENT, lag=lag)
+    how: dict[str, Any] = {"exponent_error": EXPONENT, "lag": lag, "coded_sums": coded_sums}
+    found = attention_quantized(spec, given, tables, step=block_n, **how)
     positive = {**named, "v": _absolute(named["v"])}
     magnitude = attention_quantized(spec, tuple(positive.values()), tables, step=block_n).out
     q, k = (
@@ -66,12 +69,13 @@ def expected(
     summed = tiles * U32 if layout.weights in ("uint8", "int8", "uint4") else (keys / 8 + 8) * U_SUM
     if layout.weights == "e4m3" and DEVICE == "cuda":
         summed += FP8 * (keys / 32 + 1)
+        total += FP8 * (keys / 32 + 1) * coded_sums
     relative = (total + fade + summed + 4 * U32)[..., None]
     unit, tiny = UNIT[spec.dtype], SUBNORMAL[spec.dtype]
     near = magnitude * relative + found.doubt * (1 + relative)
     out_error = near + unit * (np.abs(found.out) + near) + tiny
     lse_error = total + 4 * U32 * (np.where(np.isfinite(found.lse), np.abs(found.lse), 0) + size)
-    return Expected(found.out, found.lse, out_error, lse_error + EXP2)
+    return Expected(found.out, found.lse, out_error, lse_error + found.sums_doubt + EXP2)
 
 
 def _absolute(v: Any) -> npt.NDArray[Any]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kdsl import layouts, masks, orders, workloads
 from kdsl.grid import Grid
-from kdsl.kernels.attention.quantized.hopper.config import SLACK
+from kdsl.kernels.attention.quantized.hopper.config import SLACK, SUMS_BY_PRODUCT
 from kdsl.kernels.attention.quantized.tunable import QuantizedTunable
 from kdsl.layouts import AttentionLayout
 from kdsl.runtime import build, codecache
@@ -31,6 +31,8 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(DEVICE == "cpu", reason="in the interpreter these are the CPU's tests"),
 ]
+HOPPER: dict[str, Any] = {"lag": SLACK, "coded_sums": SUMS_BY_PRODUCT}
+"""What the Hopper template's arithmetic has of its own."""
 ERRORS = [
     (layouts.int8_qk(), 0.015),
     (layouts.int8_qk_int8_pv(), 0.028),
@@ -109,9 +111,7 @@ def test_hopper_equals_reference(head_dim: int) -> None:
         operands = made(spec, *tensors(case, "contiguous"))
         found = op(*operands, tables=case.tables)
         out, lse = found if spec.return_lse else (found, None)
-        expected(
-            spec, operands, case.tables, block_n=params["block_n"], lag=SLACK
-        ).check(out, lse)  # fmt: skip
+        expected(spec, operands, case.tables, block_n=params["block_n"], **HOPPER).check(out, lse)
 
     run()
 
@@ -177,7 +177,7 @@ def test_maxima_that_stay_behind() -> None:
         )  # fmt: skip
         op = build(spec, backend="gluon")
         operands = made(spec, *gaussian(spec, 1, grow=True))
-        expected(spec, operands, block_n=op.config["block_n"], lag=SLACK).check(*op(*operands))
+        expected(spec, operands, block_n=op.config["block_n"], **HOPPER).check(*op(*operands))
 
 
 @pytest.mark.parametrize("backend", ["triton", "gluon"])
@@ -222,9 +222,9 @@ def test_graphs_and_the_same_bits(backend: str) -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out, lse = op(*held)
-    lag = SLACK if backend == "gluon" else 0.0
+    how = HOPPER if backend == "gluon" else {}
     for seed in (1, 2):
         for x, fresh in zip(held, made(spec, *gaussian(spec, seed)), strict=True):
             x.copy_(fresh)
         graph.replay()
-        expected(spec, held, block_n=op.config["block_n"], lag=lag).check(out, lse)
+        expected(spec, held, block_n=op.config["block_n"], **how).check(out, lse)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from kdsl.kernels.attention.hopper.softmax import spread
+from kdsl.kernels.attention.hopper.softmax import spread, weigh
 
 # --- template ---
 
@@ -32,6 +32,7 @@ class Coded:
     K_SPAN: int
     SLACK: float
     SHIFT: float
+    BY_PRODUCT: bool
 
     @property
     def D1(self):
@@ -72,6 +73,27 @@ class Coded:
     def WEIGHTS(self):
         """Layout of weights as the second product's register operand."""
         return gl.DotOperandLayout(0, self.OUT, 4)
+
+    @property
+    def SUMS(self):
+        """Layout of sums of weights by a product with ones, [64, 8]."""
+        return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 8, 32])
+
+    @property
+    def SUMMED(self):
+        """Layout of weights as the register operand of that product."""
+        return gl.DotOperandLayout(0, self.SUMS, 4)
+
+    @property
+    def ONES(self):
+        """Layout of the ones in shared memory, [8, BLOCK_N]."""
+        return gl.NVMMASharedLayout(min(128, self.BLOCK_N), 8, 2)
+
+    @property
+    def SPREAD(self):
+        """Layout in which a program's warps write the ones."""
+        lanes = self.BLOCK_N // 32
+        return gl.BlockedLayout([1, 8], [32 // lanes, lanes], [1, 4], [1, 0])
 
     @property
     def PACKED(self):
@@ -132,6 +154,43 @@ def coded_exponents(f, top, factor, C: gl.constexpr):
 
 
 @gluon.jit
+def no_sums(C: gl.constexpr):
+    """Sums of weights before the first step."""
+    if C.BY_PRODUCT:
+        return gl.full([64, 8], 0.0, gl.float32, C.SUMS)
+    else:  # noqa: RET505
+        return gl.full([64, 4], 0.0, gl.float32, C.ROWS)
+
+
+@gluon.jit
+def coded_weigh(x, total, fade, C: gl.constexpr):
+    """Weights, and sums of them if they are added up here."""
+    if C.BY_PRODUCT:
+        p = gl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1
+        )
+        return p, total
+    else:  # noqa: RET505
+        return weigh(x, total, fade, C)
+
+
+@gluon.jit
+def add_sums(total, added, fade):
+    """Sums of codes after a step, and what they shrink by as maxima move."""
+    tile = (total + added).reshape([64, 4, 2])
+    by = gl.convert_layout(fade, gl.SliceLayout(2, tile.type.layout), assert_trivial=True)
+    out = (tile * gl.expand_dims(by, 2)).reshape([64, 8])
+    return gl.convert_layout(out, total.type.layout, assert_trivial=True)
+
+
+@gluon.jit
+def sums_by_lane(total, C: gl.constexpr):
+    """Sums of codes as four parts a row, one in each lane of it: each column holds the whole."""
+    columns = gl.max(total.reshape([64, 4, 2]), 2)
+    return gl.convert_layout(columns, C.ROWS, assert_trivial=True) * 0.25
+
+
+@gluon.jit
 def code_weights(p, C: gl.constexpr):
     """Weights rounded to e4m3, four in an int32.
 
@@ -152,14 +211,21 @@ def code_weights(p, C: gl.constexpr):
     return gl.convert_layout(packed, C.PACKED, assert_trivial=True)
 
 
+@gluon.constexpr_function
+def operand_layout(c, summed):
+    """Layout of weights as the operand of their product with v, or with ones."""
+    return c.SUMMED if summed else c.WEIGHTS
+
+
 @gluon.jit
-def weights_operand(packed, C: gl.constexpr):
-    """Packed codes as the register operand of the second product; no instruction."""
+def weights_operand(packed, SUMMED: gl.constexpr, C: gl.constexpr):
+    """Packed codes as the register operand of a product; no instruction."""
+    L: gl.constexpr = operand_layout(C, SUMMED)
     twice = gl.join(packed, packed)
     x = gl.join(twice, twice).reshape([64, C.BLOCK_N])
     return gl.inline_asm_elementwise(
         "mov.b32 $0, $1;", "=r,r,r,r,r",
-        [gl.convert_layout(x, C.WEIGHTS, assert_trivial=True)],
+        [gl.convert_layout(x, L, assert_trivial=True)],
         dtype=gl.float8e4nv, is_pure=True, pack=4,
     )  # fmt: skip
 

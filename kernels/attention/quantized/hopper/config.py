@@ -32,6 +32,10 @@ SLACK = 4.0
 """A row's maximum is left behind by up to this much (log2) before its sums are rescaled."""
 SHIFT = 4.0
 """Weights are coded as 2**SHIFT times themselves: with the slack they stay at 256 or below."""
+SUMS_BY_PRODUCT = True
+"""Whether row sums are a product of the codes with ones, for which the matrix unit has time, and
+not additions of unrounded weights (docs/performance.md, "Quantized attention")."""
+
 _SHARED = Path(__file__).parents[2] / "hopper"
 MODULES = (
     *(_SHARED / f"{name}.py" for name in ("choices", "softmax", "work")),
@@ -54,6 +58,7 @@ def shared_bytes(spec: Attention, config: Config) -> int:
     steps = 2 * config.num_stages + config.extra_keys
     # Q twice, the output once in 16 bits.
     tiles = (4 * config.block_m + steps * config.block_n) * spec.head_dim
+    tiles += 8 * config.block_n * SUMS_BY_PRODUCT
     return tiles + BARRIERS + 16 * len(leaf_tables.tables(spec))
 
 
@@ -129,6 +134,7 @@ def constants(spec: Attention, config: Config, described: bool) -> dict[str, Any
         "K_SPAN": group_of(layout.k)[0],
         "SLACK": SLACK,
         "SHIFT": SHIFT,
+        "BY_PRODUCT": SUMS_BY_PRODUCT,
         "PRODUCER_REGISTERS": PRODUCER_REGISTERS,
         "CONSUMER_REGISTERS": resources(config).consumer,
     }

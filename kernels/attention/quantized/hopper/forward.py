@@ -21,16 +21,20 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from kdsl.kernels.attention.hopper.choices import advance, apart
 from kdsl.kernels.attention.hopper.finish import finish
 from kdsl.kernels.attention.hopper.leaves import tile_facts
-from kdsl.kernels.attention.hopper.softmax import column_of, hide, maxima, rescale, weigh
+from kdsl.kernels.attention.hopper.softmax import column_of, hide, maxima, rescale
 from kdsl.kernels.attention.hopper.work import place_of, read_note
 from kdsl.kernels.attention.quantized.hopper.codes import (
+    add_sums,
     code_weights,
     coded,
     coded_exponents,
+    coded_weigh,
     factors,
     key_scale,
+    no_sums,
     output_layout,
     query_scales,
+    sums_by_lane,
     weights_operand,
 )
 from kdsl.kernels.attention.quantized.hopper.producer import coded_producer
@@ -47,10 +51,27 @@ def coded_scores(q, k, C: gl.constexpr):
 
 
 @gluon.jit
-def coded_gather(weights, v, o, C: gl.constexpr):
-    """O += P V, started."""
+def coded_gather(weights, summed, v, ones, o, C: gl.constexpr):
+    """O += P V, started, and behind it, if sums are made so, P times ones."""
     v = v.reshape([C.D0, C.BLOCK_N]).permute([1, 0])
-    return warpgroup_mma(weights, v, o, use_acc=True, is_async=True)
+    running = warpgroup_mma(weights, v, o, use_acc=True, is_async=True)
+    if C.BY_PRODUCT:
+        zero = gl.full([64, 8], 0.0, gl.float32, C.SUMS)
+        summing = warpgroup_mma(summed, ones.permute([1, 0]), zero, use_acc=False, is_async=True)
+    else:
+        summing = running
+    return running, summing
+
+
+@gluon.jit
+def coded_operands(p, C: gl.constexpr):
+    """The weights for both products, made before any product starts."""
+    weight = weights_operand(p, False, C)
+    if C.BY_PRODUCT:
+        summed = weights_operand(p, True, C)
+    else:
+        summed = weight
+    return weight, summed
 
 
 @gluon.jit
@@ -67,14 +88,14 @@ def coded_steps(
     if MASKED:
         column, ahead, known = looked
     for i in range(lo, hi):
-        weight = weights_operand(p, C)
+        weight, summed = coded_operands(p, C)
         started = coded_scores(q, k_buf.index(ki), C)
         mbarrier.wait(v_full.index(vi), vp)
-        running = coded_gather(weight, v_buf.index(vi), o, C)
+        running, summing = coded_gather(weight, summed, v_buf.index(vi), buffers[5], o, C)
         factor = factors(rows, by_key)
         by_key = key_scale(scales[1], later, i + 1, place, sizes, C)
         later = column_of(i + 2, n, place[4], lists, C)
-        s = warpgroup_mma_wait(1, [started])
+        s = warpgroup_mma_wait(2 if C.BY_PRODUCT else 1, [started])
         mbarrier.arrive(k_empty.index(ki), count=1)
         ki, kp = advance(ki, kp, C.K_STAGES)
         f = s.to(gl.float32)
@@ -85,10 +106,14 @@ def coded_steps(
             known = tile_facts(place[2], column, place[1], place[0], tables)
             ahead = column_of(i + 2, n, place[4], lists, C)
         top, fade = maxima(f, top, factor, C)
-        weights, total = weigh(coded_exponents(f, top, factor, C), total, fade, C)
+        weights, total = coded_weigh(coded_exponents(f, top, factor, C), total, fade, C)
         # The spin also keeps ptxas from moving the wait for the products above the softmax.
         mbarrier.wait(k_full.index(ki), kp, pred=i + 1 < n)
-        o, p = warpgroup_mma_wait(0, [running, p])
+        if C.BY_PRODUCT:
+            o, added, p = warpgroup_mma_wait(0, [running, summing, p])
+            total = add_sums(total, added, fade)
+        else:
+            o, p = warpgroup_mma_wait(0, [running, p])
         mbarrier.arrive(v_empty.index(vi), count=1)
         vi, vp = advance(vi, vp, C.V_STAGES)
         o = rescale(o, fade, False, C)
@@ -133,13 +158,17 @@ def coded_early_steps(
         mbarrier.wait(k_full.index(ki), kp, pred=(i + 1 < n) | (n_next > 0))
         mbarrier.wait(v_full.index(vi), vp)
         slot = gl.where(last, 1 - qi, qi) * C.CONSUMERS + WG
-        weight = weights_operand(p, C)
+        weight, summed = coded_operands(p, C)
         started = coded_scores(q_buf.index(slot), k_buf.index(ki), C)
-        running = coded_gather(weight, v_buf.index(vi), o, C)
-        weights, total = weigh(x, total, fade, C)
+        running, summing = coded_gather(weight, summed, v_buf.index(vi), buffers[5], o, C)
+        weights, total = coded_weigh(x, total, fade, C)
         # Waited on again: the spin keeps ptxas from moving the wait below above the exponentials.
         mbarrier.wait(v_full.index(vi), vp)
-        o, s, p = warpgroup_mma_wait(0, [running, started, p])
+        if C.BY_PRODUCT:
+            o, added, s, p = warpgroup_mma_wait(0, [running, summing, started, p])
+            total = add_sums(total, added, fade)
+        else:
+            o, s, p = warpgroup_mma_wait(0, [running, started, p])
         mbarrier.arrive(k_empty.index(ki), count=1)
         ki, kp = advance(ki, kp, C.K_STAGES)
         mbarrier.arrive(v_empty.index(vi), count=1)
@@ -156,7 +185,7 @@ def coded_consumer(
     C: gl.constexpr,
 ):  # fmt: skip
     """A warpgroup that computes 64 queries of each tile."""
-    q_buf, k_buf, v_buf, notes, o_buf = buffers
+    q_buf, k_buf, v_buf, notes, o_buf, _ = buffers
     q_full, q_empty, k_full, k_empty, v_full, v_empty, note_full, note_empty = barriers
     qi = 0
     qp = 0
@@ -183,7 +212,7 @@ def coded_consumer(
         # Q's phase for the next tile: the other buffer's.
         qp_next = gl.where(qi == 1, qp ^ 1, qp)
         top = gl.full([64, 4], -3.4028234663852886e38, gl.float32, C.ROWS)
-        total = gl.full([64, 4], 0.0, gl.float32, C.ROWS)
+        total = no_sums(C)
         o = gl.full([64, C.D0], 0.0, gl.float32, C.OUT)
         rows = query_scales(scales[0], place, sizes, scale_log2, C)
         own = column_of(0, n, first, lists, C)
@@ -212,7 +241,7 @@ def coded_consumer(
             mbarrier.wait(k_full.index(ki), kp, pred=(n > 1) | (following[2] > 0))
             next_slot = gl.where(n == 1, 1 - qi, qi) * C.CONSUMERS + WG
             started = coded_scores(q_buf.index(next_slot), k_buf.index(ki), C)
-            weights, total = weigh(x, total, fade, C)
+            weights, total = coded_weigh(x, total, fade, C)
             s = warpgroup_mma_wait(0, [started])
             mbarrier.arrive(k_empty.index(ki), count=1)
             ki, kp = advance(ki, kp, C.K_STAGES)
@@ -229,7 +258,7 @@ def coded_consumer(
             )  # fmt: skip
             ki, kp, vi, vp = rings
         else:
-            weights, total = weigh(coded_exponents(f, top, factor, C), total, fade, C)
+            weights, total = coded_weigh(coded_exponents(f, top, factor, C), total, fade, C)
             tma.store_wait(0)
             mbarrier.arrive(q_empty.index(1 - qi), count=1, pred=before > 0)
             p = code_weights(weights, C)
@@ -246,16 +275,20 @@ def coded_consumer(
             following = read_note(notes, note_full, at, phase)
         at, phase = advance(at, phase, 2)
         mbarrier.wait(v_full.index(vi), vp)
-        weight = weights_operand(p, C)
+        weight, summed = coded_operands(p, C)
         if C.EARLY:
-            running = coded_gather(weight, v_buf.index(vi), o, C)
+            running, summing = coded_gather(weight, summed, v_buf.index(vi), buffers[5], o, C)
         else:
             mbarrier.wait(q_full.index(1 - qi), qp_next, pred=following[2] > 0)
             mbarrier.wait(k_full.index(ki), kp, pred=following[2] > 0)
-            running = coded_gather(weight, v_buf.index(vi), o, C)
+            running, summing = coded_gather(weight, summed, v_buf.index(vi), buffers[5], o, C)
             started = coded_scores(q_buf.index((1 - qi) * C.CONSUMERS + WG), k_buf.index(ki), C)
         AFTER: gl.constexpr = 0 if C.EARLY else 1
-        o = warpgroup_mma_wait(AFTER, [running])
+        if C.BY_PRODUCT:
+            o, added = warpgroup_mma_wait(AFTER, [running, summing])
+            total = sums_by_lane(total + added, C)
+        else:
+            o = warpgroup_mma_wait(AFTER, [running])
         mbarrier.arrive(v_empty.index(vi), count=1)
         vi, vp = advance(vi, vp, C.V_STAGES)
         channels = gl.arange(0, C.D0, layout=gl.SliceLayout(0, C.OUT))
@@ -289,7 +322,7 @@ def attention_quantized(
     BLOCK_N: gl.constexpr, CONSUMERS: gl.constexpr, K_STAGES: gl.constexpr, V_STAGES: gl.constexpr,
     EARLY: gl.constexpr, PERSISTENT: gl.constexpr, DESCRIBED: gl.constexpr, LSE: gl.constexpr,
     Q_SPAN: gl.constexpr, Q_PERIOD: gl.constexpr, Q_WIDTH: gl.constexpr, K_SPAN: gl.constexpr,
-    SLACK: gl.constexpr, SHIFT: gl.constexpr,
+    SLACK: gl.constexpr, SHIFT: gl.constexpr, BY_PRODUCT: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """Launch as the 16-bit Hopper template's `attention_forward`.
@@ -300,7 +333,7 @@ def attention_quantized(
     """
     C: gl.constexpr = coded(
         D0, GROUP, MASK_M, MASK_N, BLOCK_N, CONSUMERS, K_STAGES, V_STAGES, EARLY, PERSISTENT,
-        DESCRIBED, LSE, Q_SPAN, Q_PERIOD, Q_WIDTH, K_SPAN, SLACK, SHIFT,
+        DESCRIBED, LSE, Q_SPAN, Q_PERIOD, Q_WIDTH, K_SPAN, SLACK, SHIFT, BY_PRODUCT,
     )  # fmt: skip
     OUT: gl.constexpr = output_layout(D0)
     q_buf = gl.allocate_shared_memory(q.dtype, [2 * CONSUMERS, 1, 1, 64, D0], q.layout)
@@ -308,6 +341,12 @@ def attention_quantized(
     v_buf = gl.allocate_shared_memory(v.dtype, [V_STAGES, 1, 1, D0, BLOCK_N], v.layout)
     TYPE: gl.constexpr = o.dtype if DESCRIBED else o.dtype.element_ty
     o_buf = gl.allocate_shared_memory(TYPE, [CONSUMERS, 1, 1, 64, D0], OUT)
+    if BY_PRODUCT:
+        # The bits of 1.0: a converted constant came out wrong (ptxas 12.8).
+        one = gl.full([8, BLOCK_N], 0x38, gl.int8, C.SPREAD).to(gl.float8e4nv, bitcast=True)
+        ones = gl.allocate_shared_memory(gl.float8e4nv, [8, BLOCK_N], C.ONES, one)
+    else:
+        ones = o_buf
     notes = gl.allocate_shared_memory(gl.int32, [2, 4], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     q_full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     q_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
@@ -331,7 +370,7 @@ def attention_quantized(
     fence_async_shared()
     # Output and log-sum-exp where `finish` looks for them.
     tensors = (q, k, v, v, v, v, o, o, lse)
-    buffers = (q_buf, k_buf, v_buf, notes, o_buf)
+    buffers = (q_buf, k_buf, v_buf, notes, o_buf, ones)
     barriers = (q_full, q_empty, k_full, k_empty, v_full, v_empty, note_full, note_empty)
     lists = (start, full, partial, index, tiles, counter)
     sizes = (
