@@ -39,7 +39,7 @@ not additions of unrounded weights (docs/performance.md, "Quantized attention").
 _SHARED = Path(__file__).parents[2] / "hopper"
 MODULES = (
     *(_SHARED / f"{name}.py" for name in ("choices", "softmax", "work")),
-    *(Path(__file__).parent / f"{name}.py" for name in ("codes", "producer")),
+    *(Path(__file__).parent / f"{name}.py" for name in ("codes", "producer", "steps")),
     _SHARED / "finish.py",
     Path(__file__).parent / "forward.py",
 )
