@@ -65,8 +65,9 @@ def attention_quantized(
     ``exponent_error`` is the relative error of a kernel's exponents, for ``doubt``.  With ``lag``
     the maxima that weights are coded against stay, sixteen stored queries together, until a score
     exceeds one by more than that (log2); codes then keep as much room above.  With ``coded_sums``
-    outputs are divided by the sum of codes, not of weights before their rounding.  A group whose
-    scale is NaN reaches every query of a row of blocks that visits it.  SpecError without a layout.
+    outputs are divided by the sum of codes, not of weights before their rounding.  A query
+    whose scale is NaN gives NaN, and so does one that visits keys with such a scale where a step's
+    keys share one; where they do not, one that sees such a key.  SpecError without a layout.
     """
     layout = spec.layout
     if layout is None:
@@ -91,6 +92,7 @@ def attention_quantized(
             head = Head(spec, h, b, tables)
             tensors = (q[b, h], k[b, kv], v[b, kv])
             walk = _Walk(spec, layout, head, tensors, exponent_error, lag, coded_sums)
+            walk.step = step or spec.block[1]
             for row in range(rows.rows):
                 tokens, found = walk.row(row, list(_steps(spec, rows, b, h, row, step)))
                 out[b, h, tokens], lse[b, h, tokens], doubt[b, h, tokens] = found[:3]
@@ -129,7 +131,7 @@ class _Walk:
         self.q, self.k, self.v = tensors
         self.query_tokens = np.argsort(head.query_position)
         self.key_tokens = np.argsort(head.key_position)
-        self.coded_sums = coded_sums
+        self.layout, self.coded_sums, self.step = layout, coded_sums, spec.block[1]
         self.code = layout.weights or spec.dtype
         self.unit = 2.0**lag / WEIGHTS[layout.weights] if layout.weights else 1.0
 
@@ -148,7 +150,7 @@ class _Walk:
             for keys in steps:
                 assert sees is not None
                 x = factor * (q @ self.k[keys].T)
-                x = np.where(sees[:, keys] | np.isnan(x), x, -np.inf)
+                x = np.where(sees[:, keys] | self._spoilt(x, q), x, -np.inf)
                 new = self._maxima(x.max(1), top)
                 level = np.where(np.isneginf(new), 0.0, new)
                 weight, fade = np.exp2(x - level[:, None]), np.exp2(top - level)
@@ -166,6 +168,15 @@ class _Walk:
             out = np.where(none[:, None], 0.0, out * share)
             lse = np.where(none, -np.inf, (top + np.log2(np.where(none, 1.0, total))) / LOG2E)
         return tokens, (out, lse, doubt * share, unsure_total * share[:, 0] * self.coded_sums)
+
+    def _spoilt(self, x: Float, q: Float) -> npt.NDArray[np.bool_]:
+        """Scores that are no numbers though the mask drops them: of queries with a scale that is
+        none, and of keys if a step's share theirs, which is a factor of the row then."""
+        group = self.layout.k.group
+        shared = isinstance(group, tuple) and (group[0] is None or group[0] % self.step == 0)
+        rows: npt.NDArray[np.bool_] = np.isnan(q).any(1, keepdims=True)
+        spoilt: npt.NDArray[np.bool_] = np.isnan(x) & (rows | shared)
+        return spoilt
 
     def _maxima(self, found: Float, top: Float) -> Float:
         """Maxima after a step."""

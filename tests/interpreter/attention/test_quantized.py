@@ -56,7 +56,9 @@ def right_float8() -> Iterator[None]:
 
     def convert(x: Any, source: Any, into: Any, rounding: Any) -> Any:
         if str(into) == "fp8e4nv" and DEVICE == "cpu":
-            return E4M3.encode(x.view(np.float32), clip=True).astype(np.uint8)
+            values = x.view(np.float32)
+            codes = E4M3.encode(np.nan_to_num(values), clip=True).astype(np.uint8)
+            return np.where(np.isnan(values), np.uint8(0x7F), codes)
         return theirs(x, source, into, rounding)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -164,6 +166,55 @@ def test_one_operator_takes_either() -> None:
     expected(SPEC, operands, block_n=64).check(out, lse)
     named = op.reference(q, k, v)
     np.testing.assert_array_equal(named[0], op.reference(*operands)[0])
+
+
+def test_plans_of_a_call() -> None:
+    """A map of blocks that comes with the call, as an array or as a tensor whose lists are made on
+    the device, beside one that is bound: the same bits."""
+    spec = replace(SPEC, mask=masks.blocks("plan", block=(64, 64)) & masks.causal())
+    op = build(spec, gpu=GPU, backend="triton", config=CONFIG)
+    plan = (np.random.default_rng(0).random((4, 4, 4)) < 0.6).astype(np.uint8)
+    operands = op.quantize(*inputs())  # type: ignore[attr-defined]
+    out, lse = op(*operands, tables={"plan": plan})
+    expected(spec, operands, {"plan": plan}, block_n=64).check(out, lse)
+    on_device = op(*operands, tables={"plan": torch.from_numpy(plan).to(DEVICE)})
+    for again in (on_device, op.bind({"plan": plan})(*operands)):
+        assert torch.equal(out, again[0])
+        assert torch.equal(lse, again[1])
+    with pytest.raises(InputError, match="table 'plan' has no values"):
+        op(*operands)
+
+
+@pytest.mark.parametrize("layout", [LAYOUTS[0], LAYOUTS[1], LAYOUTS[3], LAYOUTS[7]], ids=repr)
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
+def test_nan_reaches_whom_the_reference_says(layout: AttentionLayout, which: int) -> None:
+    """A NaN in q, k or v comes out where its group is used, and nowhere else changes a bit."""
+    spec = replace(SPEC, layout=layout)
+    op = build(spec, gpu=GPU, backend="triton", config=CONFIG)
+    tensors_ = [x.clone() for x in inputs()]
+    clean, _ = op(*tensors_)
+    tensors_[which][0, 1, 70, 3] = float("nan")
+    out, _ = op(*tensors_)
+    spoilt = np.isnan(op.reference(*tensors_)[0])
+    assert 0 < spoilt.sum() < spoilt.size, spoilt.mean()
+    np.testing.assert_array_equal(out.isnan().cpu().numpy(), spoilt)
+    assert torch.equal(out[~out.isnan()], clean[~out.isnan()])
+
+
+def test_permute_makes_operands() -> None:
+    """What `Permute` writes with a layout of blocks is an operand as it is."""
+    assert SPEC.layout is not None
+    assert layouts.int8("block", 64) == SPEC.layout.q
+    x = np.random.default_rng(1).standard_normal((1, 4, 200, 64)).astype(np.float16)
+    codes, scale = SPEC.layout.q.quantize(x)
+    operands = build(
+        SPEC, gpu=GPU, backend="triton", config=CONFIG
+    ).quantize(  # type: ignore[attr-defined]
+        *(torch.from_numpy(y) for y in (x, x[:, :2], x[:, :2]))
+    )
+    np.testing.assert_array_equal(operands[0].numpy(), codes)
+    np.testing.assert_array_equal(operands[1].numpy(), scale)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS[:9:2], ids=repr)
