@@ -174,7 +174,7 @@ class _Walk:
         none, and of keys if a step's share theirs, which is a factor of the row then."""
         group = self.layout.k.group
         shared = isinstance(group, tuple) and (group[0] is None or group[0] % self.step == 0)
-        rows: npt.NDArray[np.bool_] = np.isnan(q).any(1, keepdims=True)
+        rows: npt.NDArray[np.bool_] = np.isnan(q.sum(1))[:, None]
         spoilt: npt.NDArray[np.bool_] = np.isnan(x) & (rows | shared)
         return spoilt
 
