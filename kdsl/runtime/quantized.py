@@ -15,7 +15,7 @@ from kdsl.kernels.attention.quantized.tunable import tunable_of
 from kdsl.kernels.layouts import in_torch
 from kdsl.reference.attention_quantized import attention_quantized
 from kdsl.runtime.arrays import interpreting, like, say_once, uploaded
-from kdsl.runtime.attention import KEPT_CALLS, AttentionOperator
+from kdsl.runtime.attention import KEPT_CALLS, AttentionOperator, _torch_ops
 from kdsl.runtime.checks import check_finite, check_operands, check_tensors
 from kdsl.runtime.choice import Choice
 from kdsl.runtime.operator import Tables, array_tables
@@ -38,15 +38,12 @@ class QuantizedOperator(AttentionOperator):
             out, lse = self._launch(tensors, tables, self.known[kind], kind)
             return (out, lse) if self.spec.return_lse else out
         given = check_operands(self.spec, tensors)
-        if not isinstance(tensors[0], np.ndarray) and self.seen_by_torch(tensors):
-            raise UnsupportedError(
-                "quantized attention has no gradients, and is no operation of torch yet",
-                hint="torch.no_grad(), outside torch.compile",
-            )
         if check:
             check_finite({n: x for n, x in given.items() if n.endswith("_scale")})
             self._checked({**self.fixed, **array_tables(self.spec, tables)})
-        if self.backend == "reference":
+        if not isinstance(tensors[0], np.ndarray) and self.seen_by_torch(tensors):
+            out, lse = _torch_ops().attention(self, tensors, tables)
+        elif self.backend == "reference":
             out, lse = self._by_reference(tensors, self._bound_for(tables, tensors[0].shape[0]))
         else:
             out, lse = self._by_kernel(tensors, tables, kind)
@@ -66,11 +63,8 @@ class QuantizedOperator(AttentionOperator):
         q, k, v = check_tensors(self.spec, (q, k, v))
         if isinstance(q, np.ndarray):
             return layout.quantize(q, k, v)
-        if self.seen_by_torch((q, k, v)):
-            raise UnsupportedError(
-                "quantizing has no gradient, and is no operation of torch yet",
-                hint="torch.no_grad(), outside torch.compile",
-            )
+        if _differentiated((q, k, v)):
+            raise UnsupportedError("quantizing has no gradient", hint="torch.no_grad()")
         return in_torch.operands(layout, q, k, v)
 
     def reference(self, *tensors: Any, tables: Tables | None = None) -> Any:
@@ -174,3 +168,9 @@ class QuantizedOperator(AttentionOperator):
                 held = held.view(torch.float8_e4m3fn)
             out.append(held)
         return tuple(out)
+
+
+def _differentiated(tensors: tuple[Any, ...]) -> bool:
+    import torch
+
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)

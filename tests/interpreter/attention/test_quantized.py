@@ -19,6 +19,7 @@ from kdsl.kernels.attention.quantized.tunable import QuantizedTunable
 from kdsl.layouts import AttentionLayout, Layout
 from kdsl.layouts.codes import E4M3
 from kdsl.runtime import build, codecache
+from kdsl.runtime.program import Program
 from kdsl.specs import Attention
 from tests.devices import DEVICE, GPU, examples
 from tests.interpreter.calls import configs, tensors
@@ -183,6 +184,37 @@ def test_plans_of_a_call() -> None:
         assert torch.equal(lse, again[1])
     with pytest.raises(InputError, match="table 'plan' has no values"):
         op(*operands)
+
+
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+@pytest.mark.filterwarnings("ignore:no CUDA GPU here")
+def test_inside_compiled_graphs(backend: str) -> None:
+    """One operation in a graph without breaks, quantized before it or in it: the same bits; another
+    process makes the program of its name; fake tensors have the results' shapes and types."""
+    options = {} if backend == "reference" else {"gpu": GPU, "config": CONFIG}
+    op = build(SPEC, backend=backend, **options)  # type: ignore[arg-type]
+    q, k, v = inputs()
+    operands = op.quantize(q, k, v)  # type: ignore[attr-defined]
+    out, lse = op(*operands)
+
+    def call(*tensors_: torch.Tensor) -> Any:
+        found, sums = op(*tensors_)
+        return found + 0, sums
+
+    with torch.no_grad():
+        whole = torch.compile(call, fullgraph=True, backend="eager")
+        for given_ in (operands, (q, k, v)):
+            again = whole(*given_)
+            assert torch.equal(out, again[0])
+            assert torch.equal(lse, again[1])
+    lists, tables, name = op.operands(None, 1, q.device, False)  # type: ignore[attr-defined]
+    program = Program.from_name(name)
+    assert program.spec == SPEC
+    assert torch.equal(out, program.quantized(operands, lists, tables)[0])
+    torch.library.opcheck(
+        torch.ops.kdsl.attention_quantized.default, (list(operands), lists, tables, name),
+        test_utils=("test_schema", "test_faketensor"),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("layout", [LAYOUTS[0], LAYOUTS[1], LAYOUTS[3], LAYOUTS[7]], ids=repr)
