@@ -58,7 +58,7 @@ def shared_bytes(spec: Attention, config: Config) -> int:
     steps = 2 * config.num_stages + config.extra_keys
     # Q twice, the output once in 16 bits.
     tiles = (4 * config.block_m + steps * config.block_n) * spec.head_dim
-    tiles += 8 * config.block_n * SUMS_BY_PRODUCT
+    tiles += 16 * config.block_n * SUMS_BY_PRODUCT
     return tiles + BARRIERS + 16 * len(leaf_tables.tables(spec))
 
 

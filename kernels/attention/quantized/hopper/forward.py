@@ -52,7 +52,7 @@ def coded_consumer(
     C: gl.constexpr,
 ):  # fmt: skip
     """A warpgroup that computes 64 queries of each tile."""
-    q_buf, k_buf, v_buf, notes, o_buf, _ = buffers
+    q_buf, k_buf, v_buf, notes, o_buf, one_buf = buffers
     q_full, q_empty, k_full, k_empty, v_full, v_empty, note_full, note_empty = barriers
     qi = 0
     qp = 0
@@ -76,6 +76,7 @@ def coded_consumer(
         # The second loop's own.
         qi_then = apart(qi)
         q_then = q_buf.index(qi_then * C.CONSUMERS + WG)
+        ones, ones_then = one_buf.index(qi), one_buf.index(qi_then)
         # Q's phase for the next tile: the other buffer's.
         qp_next = gl.where(qi == 1, qp ^ 1, qp)
         top = gl.full([64, 4], -3.4028234663852886e38, gl.float32, C.ROWS)
@@ -114,13 +115,13 @@ def coded_consumer(
             ki, kp = advance(ki, kp, C.K_STAGES)
             p = code_weights(weights, C)
             following, s, p, o, top, total, rings, keys = coded_early_steps(
-                1, full_end, n, looked, qi, qp_next, following, (at, phase), s, p, o, top, total,
-                (ki, kp, vi, vp), place, rows, keys, WG, False,
+                1, full_end, n, looked, qi, qp_next, ones, following, (at, phase), s, p, o, top,
+                total, (ki, kp, vi, vp), place, rows, keys, WG, False,
                 buffers, barriers, lists, tables, sizes, scales, C,
             )  # fmt: skip
             following, s, p, o, top, total, rings, keys = coded_early_steps(
-                full_end, n, n, looked, qi_then, qp_next, following, (at, phase), s, p, o, top,
-                total, rings, place, rows, keys, WG, True,
+                full_end, n, n, looked, qi_then, qp_next, ones_then, following, (at, phase), s, p,
+                o, top, total, rings, place, rows, keys, WG, True,
                 buffers, barriers, lists, tables, sizes, scales, C,
             )  # fmt: skip
             ki, kp, vi, vp = rings
@@ -131,24 +132,26 @@ def coded_consumer(
             p = code_weights(weights, C)
             mbarrier.wait(k_full.index(ki), kp, pred=n > 1)
             p, o, top, total, rings, keys = coded_steps(
-                1, full_end, n, looked, q, p, o, top, total, (ki, kp, vi, vp), place, rows, keys,
-                False, buffers, barriers, lists, tables, sizes, scales, C,
+                1, full_end, n, looked, q, ones, p, o, top, total, (ki, kp, vi, vp), place, rows,
+                keys, False, buffers, barriers, lists, tables, sizes, scales, C,
             )  # fmt: skip
             p, o, top, total, rings, keys = coded_steps(
-                full_end, n, n, looked, q_then, p, o, top, total, rings, place, rows, keys,
-                True, buffers, barriers, lists, tables, sizes, scales, C,
+                full_end, n, n, looked, q_then, ones_then, p, o, top, total, rings, place, rows,
+                keys, True, buffers, barriers, lists, tables, sizes, scales, C,
             )  # fmt: skip
             ki, kp, vi, vp = rings
             following = read_note(notes, note_full, at, phase)
         at, phase = advance(at, phase, 2)
         mbarrier.wait(v_full.index(vi), vp)
         weight, summed = coded_operands(p, C)
+        # Behind both loops, its own again.
+        ones_last = one_buf.index(apart(qi))
         if C.EARLY:
-            running, summing = coded_gather(weight, summed, v_buf.index(vi), buffers[5], o, C)
+            running, summing = coded_gather(weight, summed, v_buf.index(vi), ones_last, o, C)
         else:
             mbarrier.wait(q_full.index(1 - qi), qp_next, pred=following[2] > 0)
             mbarrier.wait(k_full.index(ki), kp, pred=following[2] > 0)
-            running, summing = coded_gather(weight, summed, v_buf.index(vi), buffers[5], o, C)
+            running, summing = coded_gather(weight, summed, v_buf.index(vi), ones_last, o, C)
             started = coded_scores(q_buf.index((1 - qi) * C.CONSUMERS + WG), k_buf.index(ki), C)
         AFTER: gl.constexpr = 0 if C.EARLY else 1
         if C.BY_PRODUCT:
@@ -211,7 +214,10 @@ def attention_quantized(
     if BY_PRODUCT:
         # The bits of 1.0: a converted constant came out wrong (ptxas 12.8).
         one = gl.full([8, BLOCK_N], 0x38, gl.int8, C.SPREAD).to(gl.float8e4nv, bitcast=True)
-        ones = gl.allocate_shared_memory(gl.float8e4nv, [8, BLOCK_N], C.ONES, one)
+        # Twice, so that where they lie is nothing that ptxas knows: see `apart`.
+        ones = gl.allocate_shared_memory(gl.float8e4nv, [2, 8, BLOCK_N], C.ONES)
+        ones.index(0).store(one)
+        ones.index(1).store(one)
     else:
         ones = o_buf
     notes = gl.allocate_shared_memory(gl.int32, [2, 4], gl.SwizzledSharedLayout(1, 1, 1, [0]))

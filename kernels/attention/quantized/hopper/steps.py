@@ -59,7 +59,7 @@ def coded_operands(p, C: gl.constexpr):
 
 @gluon.jit
 def coded_steps(
-    lo, hi, n, looked, q, p, o, top, total, rings, place, rows, keys,
+    lo, hi, n, looked, q, ones, p, o, top, total, rings, place, rows, keys,
     MASKED: gl.constexpr, buffers, barriers, lists, tables, sizes, scales, C: gl.constexpr,
 ):  # fmt: skip
     """Steps in which Q K^T of a step runs beside P V of the one before, then the softmax."""
@@ -74,7 +74,7 @@ def coded_steps(
         weight, summed = coded_operands(p, C)
         started = coded_scores(q, k_buf.index(ki), C)
         mbarrier.wait(v_full.index(vi), vp)
-        running, summing = coded_gather(weight, summed, v_buf.index(vi), buffers[5], o, C)
+        running, summing = coded_gather(weight, summed, v_buf.index(vi), ones, o, C)
         factor = factors(rows, by_key)
         by_key = key_scale(scales[1], later, i + 1, place, sizes, C)
         later = column_of(i + 2, n, place[4], lists, C)
@@ -106,7 +106,7 @@ def coded_steps(
 
 @gluon.jit
 def coded_early_steps(
-    lo, hi, n, looked, qi, qp, following, note, s, p, o, top, total, rings, place, rows, keys,
+    lo, hi, n, looked, qi, qp, ones, following, note, s, p, o, top, total, rings, place, rows, keys,
     WG: gl.constexpr, MASKED: gl.constexpr, buffers, barriers, lists, tables, sizes, scales,
     C: gl.constexpr,
 ):  # fmt: skip
@@ -143,7 +143,7 @@ def coded_early_steps(
         slot = gl.where(last, 1 - qi, qi) * C.CONSUMERS + WG
         weight, summed = coded_operands(p, C)
         started = coded_scores(q_buf.index(slot), k_buf.index(ki), C)
-        running, summing = coded_gather(weight, summed, v_buf.index(vi), buffers[5], o, C)
+        running, summing = coded_gather(weight, summed, v_buf.index(vi), ones, o, C)
         weights, total = coded_weigh(x, total, fade, C)
         # Waited on again: the spin keeps ptxas from moving the wait below above the exponentials.
         mbarrier.wait(v_full.index(vi), vp)
