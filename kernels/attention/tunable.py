@@ -23,7 +23,7 @@ from kdsl.kernels.attention.config import (
 from kdsl.kernels.attention.distilled import distilled
 from kdsl.kernels.attention.hopper import config as hopper
 from kdsl.kernels.attention.portable import accumulators
-from kdsl.kernels.attention.rule import facts, preferences
+from kdsl.kernels.attention.rule import copied_bytes, facts, preferences
 from kdsl.kernels.attention.shared import shared_bytes
 from kdsl.specs import Attention
 from kdsl.targets import Target
@@ -109,8 +109,7 @@ class AttentionTunable:
 
     def preferences(self, target: Target) -> Iterator[Config]:
         """Configurations from the most to the least wanted; the last ones fit almost anything."""
-        share = self.statistics().get("partial_share", 0.0)
-        return preferences(self.spec, target, share)
+        return preferences(self.spec, target, self.statistics())
 
     def default(self, target: Target) -> dict[str, Any]:
         """A good choice without any measurement: legal on this target for this spec."""
@@ -179,6 +178,7 @@ class AttentionTunable:
             partial=self._partial_share,
             registers=min(registers, 255),
             spill_bytes=4 * max(registers - 255, 0),
+            before_bytes=self.batch * copied_bytes(spec) if config.template == "hopper" else 0.0,
         )
 
     def _threads(self, config: Config) -> int:

@@ -76,6 +76,7 @@ class QuantizedTunable(AttentionTunable):
         return replace(
             plain,
             bytes=float(layout.nbytes(q, k) + out),
+            before_bytes=0.0,
             unit="int8",
             step_flop=plain.step_flop * (1 + slower) / 2,
             step_bytes=float(config.block_n * spec.head_dim * (1 + item)),
