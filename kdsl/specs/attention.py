@@ -172,23 +172,19 @@ class Attention:
 
     def _check_layout(self, layout: object) -> None:
         if not isinstance(layout, AttentionLayout):
-            given = f"layout={layout!r}"[:200]
-            raise SpecError(given, hint="kdsl.layouts.int8_qk_fp8_pv(), or None")
+            hint = "kdsl.layouts.int8_qk_fp8_pv(), or None"
+            raise SpecError(f"layout={layout!r}"[:200], hint=hint)
         if self.dtype == "float32":
             hint = "'bfloat16' or 'float16': the output's, and v's where it has no code"
             raise SpecError("quantized attention with dtype='float32'", hint=hint)
         moves = _moved(self.order) or _moved(self.key_order)
         if moves is not None and not self.stored:
-            raise SpecError(
-                "scales belong to groups of stored tokens, and q and k arrive in the model's order",
-                where=repr(moves)[:200],
-                hint="stored=True, with q, k and v as kdsl.Permute leaves them",
-            )
+            what = "scales belong to groups of stored tokens, q and k arrive in the model's order"
+            hint = "stored=True, with q, k and v as kdsl.Permute leaves them"
+            raise SpecError(what, where=repr(moves)[:200], hint=hint)
         if self.mask.choice is not None:
-            hint = "choose before quantizing, and give the map as masks.blocks(name)"
-            raise SpecError(
-                f"{self.mask.choice.text} chooses blocks from 16-bit q and k", hint=hint
-            )
+            what = f"{self.mask.choice.text} chooses blocks from 16-bit q and k"
+            raise SpecError(what, hint="choose before, and give the map as masks.blocks(name)")
 
     def _check_stored(self) -> None:
         """A mask that speaks of stored positions must mean those of this spec."""

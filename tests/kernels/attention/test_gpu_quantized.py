@@ -21,7 +21,7 @@ from kdsl.specs import Attention
 from kdsl.targets import Target
 from tests.devices import DEVICE, poisoned_memory
 from tests.interpreter.attention.test_quantized import *  # noqa: F403
-from tests.interpreter.attention.test_quantized import LAYOUTS, WIDE, check
+from tests.interpreter.attention.test_quantized import LAYOUTS, WIDE, check, in_stored_order
 from tests.interpreter.calls import configs, tensors
 from tests.interpreter.strategies import Case, cases
 from tests.quantized import expected, made
@@ -68,9 +68,9 @@ def test_kernel_equals_reference(layout: AttentionLayout) -> None:
         pytest.skip("no products of e4m3 here")
 
     @settings(max_examples=10)
-    @given(case=cases(("float16", "bfloat16"), (64, 96, 128), WIDE, in_place=False), data=st.data())
+    @given(case=cases(("float16", "bfloat16"), (64, 96, 128), WIDE), data=st.data())
     def run(case: Case, data: Any) -> None:
-        case.spec = replace(case.spec, stored=True)
+        case.spec = in_stored_order(case.spec)
         found = configs(QuantizedTunable(replace(case.spec, layout=layout)), here())
         config = data.draw(st.sampled_from(found))
         check(case, layout, config, data.draw(st.sampled_from(("contiguous", "tokens first"))))
@@ -87,7 +87,7 @@ def test_hopper_equals_reference(head_dim: int) -> None:
 
     @settings(max_examples=30)
     @given(
-        case=cases(("float16", "bfloat16"), (head_dim,), block, tokens=500, in_place=False),
+        case=cases(("float16", "bfloat16"), (head_dim,), block, tokens=500),
         data=st.data(),
     )
     def run(case: Case, data: Any) -> None:
@@ -100,7 +100,8 @@ def test_hopper_equals_reference(head_dim: int) -> None:
                 )
             )
         )
-        spec = replace(case.spec, stored=True, layout=layout)
+        case.spec = in_stored_order(case.spec)
+        spec = replace(case.spec, layout=layout)
         tunable = QuantizedTunable(spec, templates=("hopper",))
         space = tunable.space(here())
         params = {name: data.draw(st.sampled_from(values)) for name, values in space.items()}
