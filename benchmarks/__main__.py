@@ -1,9 +1,9 @@
 """``python -m benchmarks SUITE``: check, time side by side with peers, append rows to the results.
 
-``attention`` and ``lists`` need a GPU.  ``overhead``, ``partition`` and ``quality`` do not: the
-host's part of a call, plans for many ranks, errors of codes and rotations.  ``table`` prints the
-results, ``check`` says whether each row belongs to its commit.  ``sequence_parallel`` is run by
-torchrun, on GPUs or CPUs.
+``attention``, ``shapes`` and ``lists`` need a GPU.  ``overhead``, ``partition`` and ``quality`` do
+not: the host's part of a call, plans for many ranks, errors of codes and rotations.  ``table``
+prints the results, ``check`` says whether each row belongs to its commit.  ``sequence_parallel`` is
+run by torchrun, on GPUs or CPUs.
 """
 
 from __future__ import annotations
@@ -21,10 +21,16 @@ from benchmarks.attention import suite as attention
 from benchmarks.cases import ATTENTION, LISTS
 from benchmarks.lists import suite as lists
 from benchmarks.peers import PEERS
+from benchmarks.shapes import SHAPES
+from benchmarks.shapes import suite as shapes
 from benchmarks.table import show
 from kdsl.errors import KdslError
 
-TIMED = {"attention": (attention, ATTENTION), "lists": (lists, LISTS)}
+TIMED = {
+    "attention": (attention, ATTENTION),
+    "shapes": (shapes, SHAPES),
+    "lists": (lists, LISTS),
+}
 """Suites of timed cases: what yields rows, and the cases by id."""
 RATES = {"flop": (1e9, "TFLOP/s"), "byte": (1e6, "GB/s")}
 

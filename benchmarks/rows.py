@@ -22,6 +22,8 @@ FIELDS = (
     "suite", "case", "impl", "dtype", "ms", "work", "unit", "error", "density", "run", "gpu",
     "commit", "sources", "versions", "date",
 )  # fmt: skip
+OPTIONAL = ("useful", "partial")
+"""What rows of real masks say beside: work of the pairs that are kept, share of partial blocks."""
 
 
 def sources_hash(root: Path = ROOT) -> str:
@@ -109,7 +111,7 @@ def append(rows: Iterable[Mapping[str, Any]], folder: Path, gpu: str, suite: str
             missing = [f for f in FIELDS if f not in row]
             if missing:
                 raise StoreError(f"a row lacks {missing[0]!r}", where=str(dict(row))[:200])
-            file.write(json.dumps({f: row[f] for f in FIELDS}) + "\n")
+            file.write(json.dumps({f: row[f] for f in (*FIELDS, *OPTIONAL) if f in row}) + "\n")
     return path
 
 

@@ -29,7 +29,9 @@ def newest(
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the table."""
     table = Table(title="TFLOP/s of kept blocks (lists: GB/s), and how many times faster ours is")
-    for column in ("card", "case", "density", "impl", "ms", "rate", "ours / peer", "error"):
+    useful = any("useful" in row for row in rows)
+    columns = ["card", "case", "density", "impl", "ms", "rate", "ours / peer", "error"]
+    for column in columns + ["useful rate"] * useful:
         table.add_column(column, justify="left" if column in ("card", "case", "impl") else "right")
     for (gpu, case), found in newest(rows).items():
         own = found["kdsl"]["ms"]
@@ -39,5 +41,6 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
             table.add_row(
                 *lead, name, f"{row['ms']:.4f}", f"{row['work'] / row['ms'] / scale:.1f}",
                 "" if name == "kdsl" else f"{row['ms'] / own:.3f}x", f"{row['error']:.5f}",
+                *[f"{row['useful'] / row['ms'] / scale:.1f}"] * ("useful" in row),
             )  # fmt: skip
     Console(width=120).print(table)
