@@ -1,10 +1,18 @@
 """Quantization layouts: how numbers are coded, grouped, scaled and stored.
 
-`Layout` codes a tensor on the way through a kernel (`int8`).  `Format` describes a stored matrix
+`Layout` codes a tensor on the way through a kernel (`int8`), `AttentionLayout` the operands of
+attention (`int8_qk_fp8_pv`).  `Format` describes a stored matrix
 as a product of parts: codes x groups x scale chain x zero point x bit placement, see `format`; the
 formats in use are functions here.
 """
 
+from kdsl.layouts.attention import (
+    AttentionLayout,
+    int4_qk,
+    int8_qk,
+    int8_qk_fp8_pv,
+    int8_qk_int8_pv,
+)
 from kdsl.layouts.codebooks import shifted_log
 from kdsl.layouts.describe import describe
 from kdsl.layouts.dynamic import CODES, Layout, int8
@@ -35,6 +43,7 @@ from kdsl.layouts.twinlog import fit_tlq, tlq
 
 __all__ = [
     "CODES",
+    "AttentionLayout",
     "Buffer",
     "Field",
     "Format",
@@ -52,7 +61,11 @@ __all__ = [
     "from_json",
     "gptq",
     "hqq",
+    "int4_qk",
     "int8",
+    "int8_qk",
+    "int8_qk_fp8_pv",
+    "int8_qk_int8_pv",
     "iq4_nl",
     "leaves",
     "marlin",

@@ -139,6 +139,16 @@ class Float:
             out: Floats = value.astype(np.float32)
         return out
 
+    def nearest(self, values: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Nearest values, ties to even; beyond the range the largest one.  NaN stays.
+
+        What `decode` makes of `encode`, without patterns between them.
+        """
+        given = np.clip(np.asarray(values, dtype=np.float64), *self.ends)
+        power = np.maximum(np.frexp(given)[1] - 1, 1 - self.bias) - self.mantissa
+        out: npt.NDArray[np.float64] = np.ldexp(np.rint(np.ldexp(given, -power)), power)
+        return out
+
     def encode(self, values: npt.ArrayLike, *, clip: bool = False) -> Patterns:
         """Nearest patterns, ties to even; InputError beyond the range unless ``clip``.
 

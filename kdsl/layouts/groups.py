@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from kdsl.errors import SpecError, reading
 from kdsl.expr.nodes import Expr, const
 from kdsl.expr.tables import Table
@@ -94,6 +97,12 @@ class Lanes:
         """The group of an entry."""
         lane = row % self.period // self.width
         return row // self.span * (self.period // self.width) + lane, const(0)
+
+    def rows(self, count: int) -> npt.NDArray[np.int64]:
+        """The group of each of the first rows."""
+        row = np.arange(count)
+        lane = row % self.period // self.width
+        return row // self.span * (self.period // self.width) + lane
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from kdsl.errors import ConfigError, InputError, UnsupportedError
 from kdsl.kernels.attention import launch
 from kdsl.kernels.attention.backward.tunable import KERNELS, BackwardTunable, kernels
 from kdsl.kernels.attention.config import BACKENDS, OFFERED, Config
-from kdsl.kernels.attention.tunable import AttentionTunable
+from kdsl.kernels.attention.quantized.tunable import tunable_of
 from kdsl.reference.attention import attention as reference_attention
 from kdsl.runtime import codecache
 from kdsl.runtime.arrays import interpreting, like, say_once, uploaded
@@ -75,7 +75,7 @@ class AttentionOperator(Operator):
         self.tunable = (
             self._bound(self.fixed, 1).tunable
             if known
-            else AttentionTunable(spec, self.fixed, templates=self.templates)
+            else tunable_of(spec, self.fixed, templates=self.templates)
         )
         self.choice: Choice | None = settle(
             self.tunable, target, backend or "", config, mode, here=here, tables=self.fixed
@@ -231,7 +231,7 @@ class AttentionOperator(Operator):
             return empty_results(tensors[0])
         config = self._config
         if config.loads != "pointer":
-            config = fitting(config, tensors, AttentionTunable(self.spec).legal)
+            config = fitting(config, tensors, tunable_of(self.spec).legal)
         result = self._launch(tensors, tables, config, kind)
         if kind is not None and len(self.known) < KEPT_CALLS:
             self.known[kind] = config
@@ -296,7 +296,7 @@ class AttentionOperator(Operator):
             return self._bound_for(tables, batch).blocks
         given = {**self.fixed, **array_tables(self.spec, tables)}
         self._checked(given)
-        found = AttentionTunable(self.spec, given, batch).blocks
+        found = tunable_of(self.spec, given, batch).blocks
         if found is None:
             name = self.spec.mask.choice.name
             raise InputError(
@@ -307,7 +307,7 @@ class AttentionOperator(Operator):
 
     def bind(self, tables: Tables) -> AttentionOperator:
         """The operator with table values; the configuration is looked up again for their mask."""
-        return AttentionOperator(
+        return type(self)(
             self.spec,
             self.target,
             self.asked,

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdsl.blocks import Blocks
-from kdsl.kernels.attention.tunable import AttentionTunable
+from kdsl.kernels.attention.quantized.tunable import tunable_of
 from kdsl.runtime.arrays import without_modes
 from kdsl.specs import Attention
 
@@ -28,7 +28,7 @@ class Bound:
         batch: int,
         templates: tuple[str, ...],
     ) -> None:
-        self.tables, self.tunable = tables, AttentionTunable(spec, tables, batch, templates)
+        self.tables, self.tunable = tables, tunable_of(spec, tables, batch, templates)
         self.on_device: OrderedDict[Any, tuple[Any, tuple[Any, ...]]] = OrderedDict()
         self.as_operands: OrderedDict[Any, tuple[list[Any], list[Any]]] = OrderedDict()
         self.streams: set[tuple[Any, int, bool]] = set()

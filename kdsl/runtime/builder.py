@@ -60,6 +60,7 @@ def build(
         return PermuteOperator(spec, target, own, config, mode, here, tables)
     from kdsl.runtime.arrays import interpreting
     from kdsl.runtime.attention import AttentionOperator
+    from kdsl.runtime.quantized import QuantizedOperator
 
     picked = _pick(backend, ("triton", "gluon"), target)
     if interpreting() and picked != "reference":
@@ -76,7 +77,10 @@ def build(
         # The interpreter takes any configuration; an A100's default keeps it small.
         target = target_named("a100")
     here = here or interpreting()
-    return AttentionOperator(spec, target, picked, config, mode, here, tables, backward)
+    if spec.layout is not None and picked is None:
+        picked = "triton"  # Hopper's own has not been measured
+    kind = AttentionOperator if spec.layout is None else QuantizedOperator
+    return kind(spec, target, picked, config, mode, here, tables, backward)
 
 
 def _pick(backend: str | None, own: tuple[str, ...], target: Target | None) -> str | None:

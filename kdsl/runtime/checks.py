@@ -43,6 +43,46 @@ def check_tensors(
     return q, k, v
 
 
+def check_operands(spec: Attention, tensors: tuple[Any, ...]) -> dict[str, Any]:
+    """Operands of quantized attention by name; InputError names the first that does not fit.
+
+    Scales and sums are contiguous, and so are the tokens of transposed v.  NumPy has no float8: its
+    codes come as their bits, uint8.
+    """
+    layout = spec.layout
+    assert layout is not None
+    names = ", ".join(layout.operands)
+    if len(tensors) != len(layout.operands):
+        raise InputError(
+            f"quantized attention takes q, k, v or {names}, got {len(tensors)} tensors",
+            hint=f"op(q, k, v), or op({names}), as op.quantize(q, k, v) makes them",
+        )
+    given = dict(zip(layout.operands, tensors, strict=True))
+    for name, x in given.items():
+        _check_kind(name, x)
+    batch, d = (given["q"].shape[0] if len(given["q"].shape) else 0), spec.head_dim
+    q = (batch, spec.heads, spec.query_grid.tokens, d)
+    k = (batch, spec.group_heads, spec.key_grid.tokens, d)
+    for name, (shape, dtype) in layout.shapes(q, k, spec.dtype).items():
+        x = given[name]
+        if tuple(x.shape) != shape:
+            raise InputError(f"{name} has shape {tuple(x.shape)}", hint=str(shape))
+        if dtype == "float8_e4m3fn" and _kind(x) == "NumPy array":
+            dtype = "uint8"
+        if not _fits(x, dtype):
+            raise InputError(f"{name} is {str(x.dtype).removeprefix('torch.')}", hint=dtype)
+        if _kind(x) != _kind(given["q"]):
+            raise InputError(f"{name} is a {_kind(x)}, q a {_kind(given['q'])}", hint="one kind")
+        if getattr(x, "device", None) != getattr(given["q"], "device", None):
+            raise InputError(f"{name} is on {x.device}, q on {given['q'].device}")
+        turned = name == "v" and layout.v is not None
+        if _kind(x) == "torch tensor" and (
+            not x.is_contiguous() if "_" in name else turned and x.stride(-1) != 1
+        ):
+            raise InputError(f"{name} is not contiguous", hint=f"{name}.contiguous()")
+    return given
+
+
 def check_permuted(spec: Permute, tensors: tuple[Any, ...], *, any_dtype: bool = False) -> Any:
     """x if its shape and dtype fit; InputError says what does not."""
     if len(tensors) != 1:

@@ -14,7 +14,7 @@ import numpy as np
 
 from kdsl.errors import CompileError, ConfigError, KdslError, StoreError, UnsupportedError
 from kdsl.grid import Grid
-from kdsl.layouts import int8
+from kdsl.layouts import int8, int8_qk, int8_qk_fp8_pv, int8_qk_int8_pv
 from kdsl.orders import axes
 from kdsl.runtime import codecache
 from kdsl.runtime.aot import compile_for
@@ -99,6 +99,10 @@ def subjects() -> Iterator[tuple[str, str, str, Spec]]:
         for dtype, head_dim in itertools.product(DTYPES, HEAD_DIMS):
             spec = Attention(tokens=GRID, heads=2, head_dim=head_dim, dtype=dtype)
             yield name, direction, op, spec
+    coded = (("16-bit", int8_qk()), ("e4m3", int8_qk_fp8_pv()), ("int8", int8_qk_int8_pv()))
+    for (pv, held), dtype, dim in itertools.product(coded, DTYPES[:2], HEAD_DIMS):
+        spec = Attention(tokens=GRID, heads=2, head_dim=dim, dtype=dtype, layout=held)
+        yield f"attention, int8 QK, {pv} PV", "forward", "attention_quantized", spec
     for layout, dtype, head_dim in itertools.product((None, int8()), DTYPES, HEAD_DIMS):
         yield (
             f"permute{f' to {layout.code}' if layout else ''}",

@@ -21,10 +21,13 @@ from kdsl.kernels.attention.backward.tunable import source as backward_source
 from kdsl.kernels.attention.config import Config
 from kdsl.kernels.attention.fallback import fitting
 from kdsl.kernels.attention.hopper.backward import launch as hopper
+from kdsl.kernels.attention.quantized import launch as quantized
+from kdsl.kernels.attention.quantized.tunable import tunable_of
 from kdsl.kernels.attention.tunable import AttentionTunable
 from kdsl.kernels.lists import call, chosen
 from kdsl.reference.attention import attention as reference_attention
 from kdsl.reference.attention_backward import attention_backward as reference_backward
+from kdsl.reference.attention_quantized import attention_quantized as reference_quantized
 from kdsl.runtime import codecache
 from kdsl.runtime.arrays import like
 from kdsl.runtime.tunable import Tunable
@@ -82,9 +85,8 @@ class Program:
 
     @cached_property
     def _forward(self) -> Any:
-        hopper = self.configs[FORWARD].template == "hopper"
-        make = generate.hopper_source if hopper else generate.source
-        return codecache.load(make(self.spec))
+        made = tunable_of(self.spec).source_of(self.configs[FORWARD].template)
+        return codecache.load(made)
 
     @property
     def source(self) -> str:
@@ -137,6 +139,29 @@ class Program:
         config = self._fitting(FORWARD, tensors)
         return launch.launch(
             self._forward, self._whole, config, as_lists(lists), tensors, tuple(tables)
+        )
+
+    def quantized(
+        self, operands: Sequence[Tensor], lists: Sequence[Tensor], tables: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Output and log-sum-exp of a spec with a layout, from its operands."""
+        import torch
+
+        layout, dtype = self.spec.layout, getattr(torch, self.spec.dtype)
+        assert layout is not None
+        q, k, v = (operands[layout.operands.index(name)] for name in "qkv")
+        if nothing_to_do((q, k, v)):
+            return empty_results(q.to(dtype))
+        if not self.configs:
+            found = reference_quantized(self.spec, tuple(operands), self._values(tables))
+            return like(found.out, q.to(dtype)), like(found.lse, q, np.float32)
+        tunable = tunable_of(self.spec, templates=(self.configs[FORWARD].template, "portable"))
+        config = fitting(self.configs[FORWARD], (q, k, v), tunable.legal)
+        module = self._forward
+        if config.template != self.configs[FORWARD].template:
+            module = codecache.load(tunable.source_of(config.template))
+        return quantized.launch(
+            module, self._whole, config, as_lists(lists), tuple(operands), tuple(tables)
         )
 
     def backward(

@@ -1,7 +1,8 @@
 """Attention as torch operations: seen by autograd, torch.compile, fake tensors and export.
 
 ``kdsl::attention`` and ``kdsl::attention_backward`` take the program by its name (canonical JSON),
-rows of blocks and tables as tensors; ``kdsl::attention_lists`` makes the rows of tables that came
+rows of blocks and tables as tensors, ``kdsl::attention_quantized`` codes and scales too;
+``kdsl::attention_lists`` makes the rows of tables that came
 with the call, ``kdsl::attention_chosen`` the map of blocks that a mask chooses in it.  They do not
 look at values, and wait for nothing.
 
@@ -42,6 +43,11 @@ _library.define(
     tags=_TAGS,
 )
 _library.define(
+    "attention_quantized(Tensor[] operands, Tensor[] lists, Tensor[] tables, str program)"
+    " -> (Tensor, Tensor)",
+    tags=_TAGS,
+)
+_library.define(
     "attention_lists(Tensor[] tables, str program, int batch, bool inverted) -> Tensor[]",
     tags=_TAGS,
 )
@@ -76,8 +82,9 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def attention(operator: AttentionOperator, tensors: Sequence[Tensor], tables: Any) -> Any:
-    """Output and log-sum-exp of an operator, through ``kdsl::attention``."""
-    q, k, v = tensors
+    """Output and log-sum-exp of an operator, through ``kdsl::attention``, or
+    ``kdsl::attention_quantized`` for one whose spec has a layout."""
+    q, k = tensors[0], tensors[1]
     batch = q.shape[0] if operator.by_batch else 1
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     here = operator.reads_on_device(tables, q.device)
@@ -107,7 +114,9 @@ def attention(operator: AttentionOperator, tensors: Sequence[Tensor], tables: An
             tables = {**tables, choice.name: kept}
         values = operands_of(sources, tables)
         lists = torch.ops.kdsl.attention_lists(values, name, batch, differentiated)
-    return torch.ops.kdsl.attention(q, k, v, lists, values, name)
+    if operator.spec.layout is not None:
+        return torch.ops.kdsl.attention_quantized(list(tensors), lists, values, name)
+    return torch.ops.kdsl.attention(*tensors, lists, values, name)
 
 
 def operands_of(sources: Sequence[tuple[str, str, Tensor | None]], tables: Any) -> list[Tensor]:
@@ -150,6 +159,20 @@ def _attention_fake(
 ) -> tuple[Tensor, Tensor]:
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     return out, q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+def _attention_quantized(
+    operands: list[Tensor], lists: list[Tensor], tables: list[Tensor], program: str
+) -> tuple[Tensor, Tensor]:
+    with on(operands[0].device):
+        return program_named(program).quantized(operands, lists, tables)
+
+
+def _attention_quantized_fake(
+    operands: list[Tensor], lists: list[Tensor], tables: list[Tensor], program: str
+) -> tuple[Tensor, Tensor]:
+    q, dtype = operands[0], getattr(torch, program_named(program).spec.dtype)
+    return q.new_empty(q.shape, dtype=dtype), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
 def _attention_lists(
@@ -257,6 +280,8 @@ for _name, _run, _fake, _backward, _keep in (
     torch.library.register_autograd(f"kdsl::{_name}", _backward, setup_context=_keep, lib=_library)
 
 
+_library.impl("attention_quantized", _attention_quantized, "CompositeExplicitAutograd")
+torch.library.register_fake("kdsl::attention_quantized", _attention_quantized_fake, lib=_library)
 _library.impl("attention_chosen", _attention_chosen, "CompositeExplicitAutograd")
 torch.library.register_fake("kdsl::attention_chosen", _attention_chosen_fake, lib=_library)
 _library.impl("attention_lists", _attention_lists, "CompositeExplicitAutograd")

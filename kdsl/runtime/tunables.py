@@ -28,9 +28,9 @@ def tunable_for(
             f"{type(spec).__name__} has no operation {op!r}", hint=", ".join(operations(spec))
         )
     if isinstance(spec, Attention):
-        from kdsl.kernels.attention.tunable import AttentionTunable
+        from kdsl.kernels.attention.quantized.tunable import tunable_of
 
-        forward = AttentionTunable(spec, tables, batch)
+        forward = tunable_of(spec, tables, batch)
         if op in ("", forward.op):
             return forward
         from kdsl.kernels.attention.backward.tunable import PARTS, BackwardTunable
@@ -48,5 +48,7 @@ def tunable_for(
 def operations(spec: Spec) -> tuple[str, ...]:
     """Names of what can be tuned about a spec: the forward first, then its backward's kernels."""
     if isinstance(spec, Attention):
+        if spec.layout is not None:
+            return ("attention_quantized",)
         return "attention", "attention_backward_keys", "attention_backward_queries"
     return ("permute",) if isinstance(spec, Permute) else ()

@@ -18,7 +18,7 @@ from kdsl.expr.tables import Table, distinct, tables_of
 from kdsl.grid import Grid, as_grid, count
 from kdsl.intervals import classify
 from kdsl.intervals.classify import token_bounds
-from kdsl.layouts import Layout
+from kdsl.layouts import AttentionLayout
 from kdsl.masks import Mask, everything
 from kdsl.masks.base import as_mask
 from kdsl.orders import Order, PerHead, identity, per_head
@@ -38,8 +38,10 @@ class Attention:
     (grouped queries).  ``mask`` is one mask or one for each query head, ``order`` the stored order
     in which blocks are cut (the kernel reads and writes the original order; with ``stored``, q, k
     and v arrive in stored order, as `Permute` leaves them, and the output still goes back to the
-    original one).  ``block`` is the mask block (queries, keys).  ``scale`` defaults to
-    ``head_dim ** -0.5``.  A query that sees nothing gives output 0 and log-sum-exp minus infinity.
+    original one).  ``layout`` says how q, k and v are quantized (`kdsl.layouts.int8_qk_fp8_pv`);
+    ``dtype`` is then the output's.  ``block`` is the mask block (queries, keys).  ``scale``
+    defaults to ``head_dim ** -0.5``.  A query that sees nothing gives output 0 and log-sum-exp
+    minus infinity.
     """
 
     tokens: Grid | int | None = None
@@ -52,7 +54,7 @@ class Attention:
     mask: Mask = field(default_factory=everything)
     order: Order | None = None
     key_order: Order | None = None
-    layout: Layout | None = None
+    layout: AttentionLayout | None = None
     scale: float | None = None
     return_lse: bool = False
     block: tuple[int, int] = (128, 128)
@@ -84,6 +86,8 @@ class Attention:
         self._check_numbers()
         self._check_orders()
         self._check_mask()
+        if self.layout is not None:
+            self._check_layout(self.layout)
         # Two tables of one name show here.
         _ = self.tables
 
@@ -105,8 +109,6 @@ class Attention:
             )
         if self.dtype not in DTYPES:
             raise SpecError(f"dtype={self.dtype!r}", hint=" or ".join(map(repr, DTYPES)))
-        if self.layout is not None:
-            raise SpecError(f"attention has no kernel for {self.layout!r} yet", hint="layout=None")
         if self.scale is not None:
             known = isinstance(self.scale, (int, float, np.number)) and self.scale is not True
             if not known or not 0 < self.scale < float("inf"):
@@ -167,6 +169,22 @@ class Attention:
         for expr in self.element_mask.variants:
             check_int32(expr, self.index_bounds)
             check_tables(expr, self.index_bounds)
+
+    def _check_layout(self, layout: object) -> None:
+        if not isinstance(layout, AttentionLayout):
+            hint = "kdsl.layouts.int8_qk_fp8_pv(), or None"
+            raise SpecError(f"layout={layout!r}"[:200], hint=hint)
+        if self.dtype == "float32":
+            hint = "'bfloat16' or 'float16': the output's, and v's where it has no code"
+            raise SpecError("quantized attention with dtype='float32'", hint=hint)
+        moves = _moved(self.order) or _moved(self.key_order)
+        if moves is not None and not self.stored:
+            what = "scales belong to groups of stored tokens, q and k arrive in the model's order"
+            hint = "stored=True, with q, k and v as kdsl.Permute leaves them"
+            raise SpecError(what, where=repr(moves)[:200], hint=hint)
+        if self.mask.choice is not None:
+            what = f"{self.mask.choice.text} chooses blocks from 16-bit q and k"
+            raise SpecError(what, hint="choose before, and give the map as masks.blocks(name)")
 
     def _check_stored(self) -> None:
         """A mask that speaks of stored positions must mean those of this spec."""
@@ -354,7 +372,7 @@ class Attention:
             mask=mask,
             order=order(value["order"]),
             key_order=order(value["key_order"]),
-            layout=optional(Layout.from_json)(value["layout"]),
+            layout=optional(AttentionLayout.from_json)(value["layout"]),
             scale=None if value["scale"] is None else float.fromhex(value["scale"]),
             return_lse=value["return_lse"],
             block=tuple(value["block"]),

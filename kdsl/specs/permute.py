@@ -11,6 +11,7 @@ from kdsl.errors import SpecError, reading
 from kdsl.expr.tables import Table, tables_of
 from kdsl.grid import Grid, as_grid
 from kdsl.layouts import Layout
+from kdsl.layouts.groups import Lanes
 from kdsl.orders import Order, PerHead, per_head
 from kdsl.orders import from_json as order_from_json
 from kdsl.orders import to_json as order_to_json
@@ -51,6 +52,10 @@ class Permute:
         if isinstance(self.order, PerHead) and len(self.order.orders) != self.heads:
             raise SpecError(f"the order is for {len(self.order.orders)} heads of {self.heads}")
         if self.layout is not None:
+            if self.layout.code != "int8" or isinstance(self.layout.group, Lanes):
+                raise SpecError(
+                    f"permute has no kernel for {self.layout!r} yet", hint="kdsl.layouts.int8()"
+                )
             self.layout.check(self.head_dim)
         # Two tables of one name, and orders that no kernel can index by, show here.
         _ = self.tables

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 KEPT_LAUNCHES = 64
 """Prepared launches of one set of lists: they differ in batch, strides and alignment."""
-MOVING = ("q", "k", "v", "o", "lse", "counter", "q_stored", "k_stored", "v_stored")
+MOVING = (
+    *("q", "k", "v", "o", "lse", "counter", "q_stored", "k_stored", "v_stored"),
+    *("q_scale", "k_scale", "v_scale", "v_sum"),
+)
 """Tensors that change from one call to the next; with ``_tail``, descriptors of them."""
 
 

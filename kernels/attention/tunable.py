@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ class AttentionTunable:
     """
 
     op: str = "attention"
-    architectures = ARCHITECTURES
+    architectures: tuple[tuple[int, int], ...] = ARCHITECTURES
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class AttentionTunable:
                 return None
             shared = len(made) == 1
             held[choice.name] = made.astype(np.uint8)
-        return AttentionTunable(spec.settled(shared), held, self.batch, self.templates)
+        return type(self)(spec.settled(shared), held, self.batch, self.templates)
 
     def space(self, target: Target) -> dict[str, tuple[Any, ...]]:
         """Choices by name."""
@@ -100,20 +100,32 @@ class AttentionTunable:
             return (
                 f'the {config.template} template is for backend="{BACKENDS[config.template]}" alone'
             )
+        return self.problem(config, target)
+
+    def problem(self, config: Config, target: Target) -> str | None:
+        """Why a template cannot run a configuration, or None."""
         by_template = {"portable": portable.legal, "hopper": hopper.legal}
         return by_template[config.template](self.spec, config, target)
 
+    def preferences(self, target: Target) -> Iterator[Config]:
+        """Configurations from the most to the least wanted; the last ones fit almost anything."""
+        return preferences(self.spec, target, self.statistics())
+
     def default(self, target: Target) -> dict[str, Any]:
         """A good choice without any measurement: legal on this target for this spec."""
-        known = distilled(self.facts(target))
+        known = self.distilled(target)
         if known is not None and self.legal(known, target) is None:
             return Config.from_json(known).to_json()
         return self.written_default(target)
 
+    def distilled(self, target: Target) -> dict[str, Any] | None:
+        """What measured rows say of a default, where the spec lies within them."""
+        return distilled(self.facts(target))
+
     def written_default(self, target: Target) -> dict[str, Any]:
         """The default of the written rule alone: what distilled ones are compared with."""
         reason = None
-        for config in preferences(self.spec, target, self.statistics()):
+        for config in self.preferences(target):
             if config.template not in self.templates:
                 continue
             reason = self.legal(config.to_json(), target)

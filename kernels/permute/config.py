@@ -152,7 +152,9 @@ class Sizes:
 
 def scale_group(spec: Permute) -> tuple[int, int]:
     """Tokens (0 for all) and channels that share a scale; (0, all) without a layout."""
-    tokens, channels = spec.layout.group if spec.layout else (None, None)
+    group = spec.layout.group if spec.layout else (None, None)
+    assert isinstance(group, tuple), "the spec refuses others"
+    tokens, channels = group
     return tokens or 0, channels or spec.head_dim
 
 

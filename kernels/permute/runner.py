@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kdsl.kernels.layouts.in_torch import quantize
 from kdsl.kernels.permute.config import Config
 from kdsl.kernels.permute.launch import Runner, result_shapes
-from kdsl.layouts import CODES, Layout
 from kdsl.specs import Permute
 from kdsl.work import Check
 
@@ -95,21 +95,3 @@ def plain(spec: Permute, x: Tensor, index: Tensor) -> tuple[Tensor, ...]:
     """Results for one head ``[tokens, head_dim]`` in torch, exactly those of the reference."""
     moved = x.index_select(0, index)
     return (moved,) if spec.layout is None else quantize(spec.layout, moved)
-
-
-def quantize(layout: Layout, x: Tensor) -> tuple[Tensor, Tensor]:
-    """(codes, scales) of ``[tokens, channels]`` as `Layout.quantize` defines them."""
-    import torch
-
-    tokens, channels = (g or n for g, n in zip(layout.group, x.shape, strict=True))
-    beyond = -x.shape[0] % tokens
-    padded = torch.nn.functional.pad(x.float(), (0, 0, 0, beyond))
-    groups = padded.reshape(-1, tokens, x.shape[1] // channels, channels)
-    peak = groups.abs().amax((1, 3))
-    # A tensor on the device: a Python number would become a product with its reciprocal.
-    scale = peak / torch.tensor(float(CODES[layout.code]), device=x.device)
-    scale = scale.clamp_min(torch.finfo(torch.float32).tiny).masked_fill(peak == 0, 0.0)
-    scale = scale.masked_fill(~scale.isfinite(), math.nan)
-    codes = (groups / scale[:, None, :, None]).round()
-    codes = codes.masked_fill(~codes.isfinite(), 0.0).to(torch.int8)
-    return codes.flatten(2, 3).flatten(0, 1)[: x.shape[0]], scale

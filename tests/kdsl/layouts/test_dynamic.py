@@ -141,7 +141,7 @@ def test_messages() -> None:
             SpecError,
             "int8(per='row')\n  try 'token' or 'channel' or 'block' or 'tensor'",
         ),
-        (lambda: Layout("int3", (1, None)), SpecError, "code 'int3'\n  try int8"),
+        (lambda: Layout("int3", (1, None)), SpecError, "code 'int3'\n  try int8 or int4 or e4m3"),
         (
             lambda: int8("block", 0),
             SpecError,

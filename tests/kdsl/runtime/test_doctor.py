@@ -54,10 +54,14 @@ def findings(target: targets.Target | None) -> list[doctor.Finding]:
 
 
 def test_every_operation_is_a_subject() -> None:
-    """Attention, its gradients and both kinds of permute, each for every dtype and head_dim."""
+    """Attention, its gradients, its quantized products and both kinds of permute, each for every
+    dtype and head_dim."""
     found = {(name, s.dtype, s.head_dim) for name, _, _, s in doctor.subjects()}
     names = ("attention", "attention, dK and dV", "attention, dQ", "permute", "permute to int8")
-    assert found == {(n, t, d) for n in names for t in DTYPES for d in HEAD_DIMS}
+    coded = [f"attention, int8 QK, {pv} PV" for pv in ("16-bit", "e4m3", "int8")]
+    wanted = {(n, t, d) for n in names for t in DTYPES for d in HEAD_DIMS}
+    wanted |= {(n, t, d) for n in coded for t in DTYPES[:2] for d in HEAD_DIMS}
+    assert found == wanted
 
 
 @pytest.mark.usefixtures("few")

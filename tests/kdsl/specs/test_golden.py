@@ -14,7 +14,7 @@ import pytest
 from kdsl import masks, orders, specs
 from kdsl.expr import table
 from kdsl.grid import Grid
-from kdsl.layouts import int8
+from kdsl.layouts import int4_qk, int8, int8_qk, int8_qk_fp8_pv
 from kdsl.specs import Attention, Permute, Spec
 
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -74,6 +74,18 @@ def some_specs() -> dict[str, Spec]:
             mask=masks.blocks("plan", cubes) & masks.causal(),
             order=cubes,
         ),
+        "int8 fp8": Attention(
+            tokens=VIDEO,
+            heads=12,
+            head_dim=128,
+            order=cubes,
+            stored=True,
+            layout=int8_qk_fp8_pv(),
+        ),
+        "int4 by thread": Attention(
+            tokens=MIXED, heads=2, head_dim=64, layout=int4_qk("int8", "thread")
+        ),
+        "int8 16-bit": Attention(tokens=512, heads=2, head_dim=64, layout=int8_qk()),
         "permute": Permute(tokens=MIXED, heads=24, head_dim=64, order=orders.axes(MIXED, "HFW")),
         "quantize": Permute(
             tokens=VIDEO, heads=12, head_dim=128, order=cubes, layout=int8("block", 64)

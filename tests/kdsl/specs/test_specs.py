@@ -270,8 +270,8 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "layout": (
         lambda: attention(layout=int8()),
-        "attention has no kernel for Layout(code='int8', group=(1, None), scale_dtype='float32')"
-        " yet\n  try layout=None",
+        "layout=Layout(code='int8', group=(1, None), scale_dtype='float32')\n"
+        "  try kdsl.layouts.int8_qk_fp8_pv(), or None",
     ),
     "order": (
         lambda: attention(order="HWF"),
