@@ -3,7 +3,7 @@
 A tile is `BLOCK_M` blocks of `N` neighbouring columns, one below the other: the blocks of a row are
 rows of the tile, so that a block-diagonal rotation is one product ``[BLOCK_M, N] @ [N, N]``, and a
 whole row of up to 32,768 columns stays in registers between its product, its largest entry and its
-codes.  Where something belongs to a whole row (`WHOLE`: its scale, its norm, a permutation), a
+codes.  Where something belongs to a whole row (its scale, its norm, an order after a rotation), a
 row takes `SLOTS` rows of a tile, its blocks rounded up to a power of two; otherwise blocks follow
 one another over the ends of rows and none is idle.
 
@@ -50,40 +50,64 @@ def activated(v, KIND: tl.constexpr):
 
 
 @triton.jit
-def moved(v, order, SLOTS: tl.constexpr):
-    """Columns of whole rows in another order, through shared memory."""
-    if order is not None:
-        M: tl.constexpr = v.shape[0]
-        N: tl.constexpr = v.shape[1]
-        rows = tl.reshape(v, [M // SLOTS, SLOTS * N])
-        to = tl.load(order + tl.arange(0, SLOTS * N))
-        index = tl.broadcast_to(to[None, :], [M // SLOTS, SLOTS * N])
-        v = tl.reshape(tl.gather(rows, index, 1), [M, N])
-    return v
+def matrix_of(matrix, at):
+    """A matrix, None for none."""
+    if matrix is None:
+        out = None
+    else:
+        out = tl.load(matrix + at)
+    return out
+
+
+@triton.jit
+def columns_of(vector, at, inside):
+    """Numbers of columns at the positions of a tile, None for none."""
+    if vector is None:
+        out = None
+    else:
+        out = tl.load(vector + at, mask=inside, other=0).to(tl.float32)
+    return out
+
+
+@triton.jit
+def sources(order, at, inside):
+    """The columns that positions of a tile take their numbers from."""
+    if order is None:
+        out = at
+    else:
+        out = tl.load(order + at, mask=inside, other=0)
+    return out
 
 
 @triton.jit
 def turned(
-    v, multiply, subtract, order, matrix, low, at, inside,
-    SPLIT: tl.constexpr, SLOTS: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    v, multiply, subtract, matrix, low,
+    SPLIT: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A tile scaled, centred, permuted and rotated; each if there is something to do it with."""
+    """A tile scaled, centred and rotated; each if there is something to do it with."""
     if multiply is not None:
-        v = v * tl.load(multiply + at, mask=inside, other=0.0)
+        v = v * multiply
     if subtract is not None:
-        v = v - tl.load(subtract + at, mask=inside, other=0.0)
-    if matrix is None:
-        out = moved(v, order, SLOTS)
-    else:
+        v = v - subtract
+    if matrix is not None:
         high = v.to(OPERAND)
-        first = moved(high, order, SLOTS)
-        out = tl.dot(first, matrix, input_precision=PRECISION)
+        out = tl.dot(high, matrix, input_precision=PRECISION)
         if low is not None:
-            out = tl.dot(first, low, out, input_precision=PRECISION)
+            out = tl.dot(high, low, out, input_precision=PRECISION)
         if SPLIT:
-            rest = moved((v - high.to(tl.float32)).to(OPERAND), order, SLOTS)
+            rest = (v - high.to(tl.float32)).to(OPERAND)
             out = tl.dot(rest, matrix, out, input_precision=PRECISION)
-    return out
+        v = out
+    return v
+
+
+@triton.jit
+def exchanged(v, scratch, to, where, inside):
+    """Numbers of whole rows in another order, through a program's own memory in the L2 cache."""
+    tl.debug_barrier()
+    tl.store(scratch + to, v, mask=inside)
+    tl.debug_barrier()
+    return tl.load(scratch + where, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -150,11 +174,11 @@ def quantize_tiles(
     x, scale, shift,
     multiply, subtract, order, matrix, low,
     multiply_2, subtract_2, order_2, matrix_2, low_2,
-    codes, scales, zeros,
+    codes, scales, zeros, scratch,
     rows, total, x_b, x_r, scale_b, shift_b, codes_r, tiles, eps,
     COLUMNS: tl.constexpr, BLOCK: tl.constexpr, N: tl.constexpr, BLOCK_M: tl.constexpr,
-    SLOTS: tl.constexpr, WHOLE: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
-    NORM: tl.constexpr, ACTIVATION: tl.constexpr,
+    SLOTS: tl.constexpr, HOLD: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
+    NORM: tl.constexpr, ACTIVATION: tl.constexpr, SECOND: tl.constexpr,
     SPLIT: tl.constexpr, SPLIT_2: tl.constexpr, FACTOR: tl.constexpr, FACTOR_2: tl.constexpr,
     LOW: tl.constexpr, HIGH: tl.constexpr, LIMIT: tl.constexpr, SHIFT: tl.constexpr,
     CLIP: tl.constexpr, PACKED: tl.constexpr, FP8: tl.constexpr, TINY: tl.constexpr,
@@ -164,26 +188,30 @@ def quantize_tiles(
 
     Launch with any number of programs up to `tiles`; they share the tiles out.  BLOCK columns are
     rotated together, N is BLOCK as a power of two, SLOTS the blocks of a row likewise (exactly
-    their number without WHOLE).  GROUP counts positions of a tile that share a scale.  The outputs
+    their number where tiles need no whole rows).  GROUP counts positions of a tile that share a scale.  The outputs
     are contiguous: codes as bytes with rows of codes_r, scales and zeros ``[total, GROUPS]``.
     """
     BLOCKS: tl.constexpr = COLUMNS // BLOCK
     OPERAND: tl.constexpr = x.dtype.element_ty
-    TURN: tl.constexpr = SLOTS if WHOLE else 1
     column = tl.arange(0, N)
     square = column[:, None] * N + column[None, :]
-    held = None
-    held_low = None
-    held_2 = None
-    held_low_2 = None
-    if matrix is not None:
-        held = tl.load(matrix + square)
-    if low is not None:
-        held_low = tl.load(low + square)
-    if matrix_2 is not None:
-        held_2 = tl.load(matrix_2 + square)
-    if low_2 is not None:
-        held_low_2 = tl.load(low_2 + square)
+    turn = matrix_of(matrix, square)
+    turn_low = matrix_of(low, square)
+    turn_2 = matrix_of(matrix_2, square)
+    turn_low_2 = matrix_of(low_2, square)
+    if HOLD:
+        # Every tile has the same columns.
+        block = tl.arange(0, BLOCK_M) % SLOTS
+        at = block[:, None] * BLOCK + column[None, :]
+        inside = (block < BLOCKS)[:, None] & (column < BLOCK)[None, :]
+        source = sources(order, at, inside)
+        by = columns_of(multiply, at, inside)
+        less = columns_of(subtract, at, inside)
+        source_2 = sources(order_2, at, inside)
+        by_2 = columns_of(multiply_2, at, inside)
+        less_2 = columns_of(subtract_2, at, inside)
+    if order_2 is not None:
+        scratch += tl.program_id(0).to(tl.int64) * (BLOCK_M // SLOTS * COLUMNS)
 
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=STAGES):
         place = tile * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -195,24 +223,34 @@ def quantize_tiles(
         inside = there[:, None] & (column < BLOCK)[None, :]
         item = row // rows
         at = block[:, None] * BLOCK + column[None, :]
+        if not HOLD:
+            source = sources(order, at, inside)
         start = item.to(tl.int64) * x_b + (row - item * rows).to(tl.int64) * x_r
-        v = tl.load(x + start[:, None] + at, mask=inside, other=0.0).to(tl.float32)
+        v = tl.load(x + start[:, None] + source, mask=inside, other=0.0).to(tl.float32)
         if NORM:
             v = normalized(v, eps, inside, NORM, COLUMNS, SLOTS)
         if scale is not None:
-            by = tl.load(scale + (item.to(tl.int64) * scale_b)[:, None] + at, mask=inside, other=0.0)
-            more = tl.load(shift + (item.to(tl.int64) * shift_b)[:, None] + at, mask=inside, other=0.0)
-            v = v * (1.0 + by.to(tl.float32)) + more.to(tl.float32)
+            item = item.to(tl.int64)[:, None]
+            scaled = columns_of(scale, item * scale_b + source, inside)
+            v = v * (1.0 + scaled) + columns_of(shift, item * shift_b + source, inside)
         if ACTIVATION:
             v = activated(v, ACTIVATION)
-        v = turned(
-            v, multiply, subtract, order, held, held_low, at, inside, SPLIT, TURN, OPERAND, PRECISION
-        )
-        if matrix_2 is not None or order_2 is not None:
-            v = turned(
-                v * FACTOR, multiply_2, subtract_2, order_2, held_2, held_low_2, at, inside,
-                SPLIT_2, TURN, OPERAND, PRECISION,
-            )  # fmt: skip
+        if not HOLD:
+            by = columns_of(multiply, at, inside)
+            less = columns_of(subtract, at, inside)
+        v = turned(v, by, less, turn, turn_low, SPLIT, OPERAND, PRECISION)
+        if SECOND:
+            v = v * FACTOR
+            if order_2 is not None:
+                own = (tl.arange(0, BLOCK_M) // SLOTS)[:, None] * COLUMNS
+                if HOLD:
+                    v = exchanged(v, scratch, own + at, own + source_2, inside)
+                else:
+                    v = exchanged(v, scratch, own + at, own + sources(order_2, at, inside), inside)
+            if not HOLD:
+                by_2 = columns_of(multiply_2, at, inside)
+                less_2 = columns_of(subtract_2, at, inside)
+            v = turned(v, by_2, less_2, turn_2, turn_low_2, SPLIT_2, OPERAND, PRECISION)
 
         # As integers magnitudes keep their order, and NaN is above everything.
         largest = over_groups(v.to(tl.int32, bitcast=True) & 0x7FFFFFFF, GROUP, 1)
@@ -223,15 +261,15 @@ def quantize_tiles(
             bottom = tl.minimum(over_groups(v, GROUP, 0), 0.0) * FACTOR_2
             span = top - bottom
         unit = tl.math.div_rn(span, tl.full(span.shape, LIMIT, tl.float32))
-        unit = tl.where(span == 0.0, 0.0, tl.maximum(unit, TINY))
+        unit = tl.where(unit < TINY, 0.0, unit)
         unit = unit.to(scales.dtype.element_ty).to(tl.float32)
         finite = finite & (unit < float("inf"))
-        inverse = tl.where((unit > 0.0) & finite, FACTOR_2 / unit, 0.0)
+        used = finite & (unit > 0.0)
+        inverse = tl.where(used, FACTOR_2 / tl.where(used, unit, 1.0), 0.0)
         zero = tl.zeros(unit.shape, tl.float32)
         if zeros is not None:
-            per_unit = tl.where((unit > 0.0) & finite, 1.0 / unit, 0.0)
-            zero = (LOW - bottom * per_unit + ROUND) - ROUND
-            zero = tl.where(finite, zero, 0.0)
+            zero = LOW - tl.where(used, bottom / tl.where(used, unit, 1.0), 0.0)
+            zero = tl.where(finite, (zero + ROUND) - ROUND, 0.0)
         M: tl.constexpr = BLOCK_M
         v = v * spread(inverse, M, N, GROUP)
         pattern = coded(

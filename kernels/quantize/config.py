@@ -1,0 +1,145 @@
+"""Configurations of the quantize template: what may be chosen, what is legal, the default."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kdsl.errors import ConfigError
+from kdsl.kernels.quantize.facts import View, stages_of, view
+from kdsl.kernels.quantize.shared import shared_bytes
+from kdsl.specs import Quantize
+from kdsl.targets import Target
+
+SPACE: dict[str, tuple[int, ...]] = {
+    "block_m": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
+    "num_warps": (4, 8, 16),
+    "num_stages": (1, 2, 3, 4),
+    "workers": (0, 1, 2, 3, 4, 6, 8),
+    "hold": (0, 1),
+}
+"""Choices by name; `problem` says which go together for a spec and a GPU."""
+
+ARCHITECTURES = ((8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0))
+"""Compute capabilities the template is written and compiled for."""
+MOST_EACH = 128
+"""Entries of a tile that a thread holds, at most: they are float32 registers."""
+LEAST_EACH = 4
+WIDEST = MOST_EACH * 32 * SPACE["num_warps"][-1]
+"""Positions of the largest tile: a row that is kept whole takes no more."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One way to run the kernel.
+
+    ``block_m`` blocks of columns make a tile, ``num_stages`` tiles are loaded or worked on at a
+    time, and ``workers`` programs a multiprocessor share the tiles out (0: a program for each).
+    With ``hold`` the factors, means and places of columns stay in registers from tile to tile.
+    """
+
+    block_m: int = 128
+    num_warps: int = 8
+    num_stages: int = 2
+    workers: int = 2
+    hold: int = 0
+
+    def to_json(self) -> dict[str, int]:
+        """The fields."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> Config:
+        """A configuration from its fields; ConfigError names what is unknown."""
+        unknown = sorted(set(value) - set(SPACE))
+        if unknown:
+            raise ConfigError(f"unknown setting {unknown[0]!r}", hint=", ".join(SPACE))
+        for name, choice in value.items():
+            if choice not in SPACE[name]:
+                raise ConfigError(f"{name}={choice!r}", hint=f"one of {SPACE[name]}")
+        return Config(**value)
+
+
+def problem(spec: Quantize, config: Config, target: Target) -> str | None:
+    """Why a configuration cannot run a spec on a GPU, or None."""
+    if target.capability < min(ARCHITECTURES):
+        return f"{target.name} is below compute capability 8.0"
+    held = view(spec)
+    if held.whole and held.slots * held.n > WIDEST:
+        return f"a row of {spec.columns} columns does not stay in a program's registers"
+    tile = _tile_problem(spec, held, config)
+    if tile:
+        return tile
+    if config.num_stages > 1 and not config.workers:
+        return "stages, and one tile a program"
+    if config.num_stages > 1 and stages_of(spec)[1].permuted:
+        # The compiler would load the next tile's numbers before this one's are stored.
+        return "stages, and numbers exchanged through memory"
+    if config.hold:
+        vectors = sum(s.multiplied + s.centred + s.permuted for s in stages_of(spec))
+        if not (vectors and held.whole and config.workers):
+            return "nothing that could be held from tile to tile"
+        each = config.block_m * held.n // (32 * config.num_warps)
+        if (vectors + 1) * each > MOST_EACH:
+            return f"{vectors} vectors of {each} entries a thread held"
+    need = shared_bytes(spec, config, target)
+    if need > target.smem_optin:
+        return f"{need} bytes of shared memory, {target.name} has {target.smem_optin}"
+    return None
+
+
+def _tile_problem(spec: Quantize, held: View, config: Config) -> str | None:
+    if held.whole and config.block_m % held.slots:
+        return f"tiles of {config.block_m} blocks, and rows of {held.slots}"
+    if held.group > held.n and config.block_m % (held.group // held.n):
+        return f"tiles of {config.block_m} blocks, and scales over {held.group // held.n}"
+    if config.block_m < 16 and any(s.block for s in stages_of(spec)):
+        return "a product takes 16 rows at least"
+    each = config.block_m * held.n // (32 * config.num_warps)
+    if not LEAST_EACH <= each <= MOST_EACH:
+        return f"{each} entries a thread, {LEAST_EACH} to {MOST_EACH} may be"
+    return None
+
+
+def candidates(spec: Quantize, target: Target) -> list[Config]:
+    """Every legal configuration."""
+    every = (
+        Config(m, warps, stages, workers, hold)
+        for m in SPACE["block_m"]
+        for warps in SPACE["num_warps"]
+        for stages in SPACE["num_stages"]
+        for workers in SPACE["workers"]
+        for hold in SPACE["hold"]
+    )
+    return [c for c in every if problem(spec, c, target) is None]
+
+
+def default(spec: Quantize, target: Target) -> Config:
+    """A good configuration without any measurement; ConfigError where none is legal.
+
+    Enough bytes on their way to keep memory busy first, then registers to spare: about 32 entries a
+    thread, two tiles in flight, and as many programs as the multiprocessor holds of them.
+    """
+    legal = candidates(spec, target)
+    if not legal:
+        config = Config(block_m=max(view(spec).slots, 16), num_warps=16, num_stages=1, workers=1)
+        reason = problem(spec, config, target)
+        raise ConfigError(
+            f"no configuration fits {target.name}: {reason}",
+            where=f"rows of {spec.columns} columns, {spec.dtype}",
+            hint='scales for groups of columns, or backend="reference"',
+        )
+    n = view(spec).n
+
+    def worth(config: Config) -> tuple[float, ...]:
+        each = config.block_m * n // (32 * config.num_warps)
+        need = shared_bytes(spec, config, target)
+        fit = min(target.smem_sm // (need + 1024), target.warps_sm // config.num_warps)
+        fit = min(fit, 65536 // (32 * config.num_warps * min(2 * each + 40, 255)))
+        flying = max(fit, 1) * config.block_m * n * 2 * max(config.num_stages - 1, 0.5)
+        short = max(32768 - flying, 0)
+        beyond = abs(config.workers - min(max(fit, 1), 8)) if config.workers else 3
+        tile = abs(config.num_warps - 8)
+        return (short, abs(each.bit_length() - 6), beyond, tile, config.num_stages)
+
+    return min(legal, key=worth)
