@@ -106,7 +106,8 @@ def _coded(fmt: Format, values: npt.NDArray[np.float64]) -> dict[str, Array]:
         held = values.astype(np.float32)
     at = entry_index(scale.field.groups, shape, {})
     groups = scale.field.groups.shape(shape)
-    largest = _over(np.maximum, np.abs(np.nan_to_num(held, nan=np.inf)), at, groups, 0.0)
+    size = np.where(np.isfinite(held), np.abs(held), np.inf)
+    largest = _over(np.maximum, size, at, groups, 0.0)
     unit = largest / level.field.code.limit
     if scale.field.fit == "range":
         low, high = level.field.code.ends

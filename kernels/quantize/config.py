@@ -7,7 +7,7 @@ from typing import Any
 
 from kdsl.errors import ConfigError
 from kdsl.kernels.quantize.facts import View, stages_of, view
-from kdsl.kernels.quantize.shared import shared_bytes
+from kdsl.kernels.quantize.shared import shared_bytes, unit_of
 from kdsl.specs import Quantize
 from kdsl.targets import Target
 
@@ -24,6 +24,8 @@ ARCHITECTURES = ((8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0))
 """Compute capabilities the template is written and compiled for."""
 MOST_EACH = 128
 """Entries of a tile that a thread holds, at most: they are float32 registers."""
+MOST_TURNED = 64
+"""The same where they are rotated: sums and operands are held at once."""
 LEAST_EACH = 4
 WIDEST = MOST_EACH * 32 * SPACE["num_warps"][-1]
 """Positions of the largest tile: a row that is kept whole takes no more."""
@@ -67,7 +69,7 @@ def problem(spec: Quantize, config: Config, target: Target) -> str | None:
     held = view(spec)
     if held.whole and held.slots * held.n > WIDEST:
         return f"a row of {spec.columns} columns does not stay in a program's registers"
-    tile = _tile_problem(spec, held, config)
+    tile = _tile_problem(spec, held, config, target)
     if tile:
         return tile
     if config.num_stages > 1 and not config.workers:
@@ -88,16 +90,32 @@ def problem(spec: Quantize, config: Config, target: Target) -> str | None:
     return None
 
 
-def _tile_problem(spec: Quantize, held: View, config: Config) -> str | None:
+def _tile_problem(spec: Quantize, held: View, config: Config, target: Target) -> str | None:
     if held.whole and config.block_m % held.slots:
         return f"tiles of {config.block_m} blocks, and rows of {held.slots}"
     if held.group > held.n and config.block_m % (held.group // held.n):
         return f"tiles of {config.block_m} blocks, and scales over {held.group // held.n}"
-    if config.block_m < 16 and any(s.block for s in stages_of(spec)):
-        return "a product takes 16 rows at least"
+    if any(s.block for s in stages_of(spec)):
+        # Warps side by side would all hold the operand, and compute it.
+        unit = unit_of(config, target)
+        # Numbers that leave registers, or operands of twice the size.
+        heavy = spec.dtype == "float32" or stages_of(spec)[1].permuted
+        least = 16 * config.num_warps * 128 // max(held.n, 128)
+        least = least if unit == "mma" and not heavy else 64
+        split = spec.dtype != "float32" and any(s.block and not s.exact for s in stages_of(spec))
+        if unit == "mma" and split and config.num_warps == 16:
+            return "operands in two parts, and 128 registers a thread"
+        if config.block_m < max(least, 64):
+            return f"products of {config.block_m} rows, {max(least, 64)} at least are worth it"
+        if unit == "tcgen05" and config.block_m > 128:
+            # Operands and sums together are more than tensor memory holds.
+            return f"products of {config.block_m} rows, 128 at most fit in tensor memory"
+        most = MOST_TURNED // 2 if heavy else MOST_TURNED
+    else:
+        most = MOST_EACH
     each = config.block_m * held.n // (32 * config.num_warps)
-    if not LEAST_EACH <= each <= MOST_EACH:
-        return f"{each} entries a thread, {LEAST_EACH} to {MOST_EACH} may be"
+    if not LEAST_EACH <= each <= most:
+        return f"{each} entries a thread, {LEAST_EACH} to {most} may be"
     return None
 
 
@@ -122,7 +140,7 @@ def default(spec: Quantize, target: Target) -> Config:
     """
     legal = candidates(spec, target)
     if not legal:
-        config = Config(block_m=max(view(spec).slots, 16), num_warps=16, num_stages=1, workers=1)
+        config = Config(block_m=max(view(spec).slots, 64), num_warps=16, num_stages=1, workers=1)
         reason = problem(spec, config, target)
         raise ConfigError(
             f"no configuration fits {target.name}: {reason}",

@@ -18,6 +18,8 @@ from kdsl.specs import Quantize
 
 MOST_BLOCK = 256
 """Columns that one rotation turns together."""
+MOST_SINGLE = 128
+"""The same of float32: a larger matrix fills a multiprocessor's shared memory."""
 LEAST_BLOCK = 16
 """Columns that a product takes at least; smaller blocks are filled up with zeros."""
 VIEW = 1024
@@ -220,6 +222,11 @@ def view(spec: Quantize) -> View:
         raise UnsupportedError(
             f"rotations of {turned[0]} and of {turned[1]} columns have no block in common",
             hint='blocks of one size, or backend="reference"',
+        )
+    if turned and spec.dtype == "float32" and block > MOST_SINGLE:
+        raise UnsupportedError(
+            f"the kernel rotates no blocks of {block} columns of float32",
+            hint=f'at most {MOST_SINGLE}, 16-bit numbers, or backend="reference"',
         )
     whole = code.group is None or spec.norm is not None or second.permuted
     blocks = spec.columns // block

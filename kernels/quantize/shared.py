@@ -1,13 +1,77 @@
-"""Shared memory of the quantize template, from its configuration alone."""
+"""Shared memory of the quantize template, from its configuration alone.
+
+What the compiler allocates, read off the binaries of Triton 3.7: the matrices, for as long as the
+kernel runs; what is loaded ahead (`num_stages`); and one place for what changes hands between
+threads, the operand of a product, the codes on their way out.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
+from kdsl.kernels.quantize.facts import ITEM_BYTES, coding, stages_of, view
 from kdsl.specs import Quantize
 from kdsl.targets import Target
 
+if TYPE_CHECKING:
+    from kdsl.kernels.quantize.config import Config
 
-def shared_bytes(spec: Quantize, config: Any, target: Target) -> int:
+
+SUMS = 512
+"""Of the largest entries of rows that several warps share."""
+BARRIERS = 128
+"""Of products that run beside the program, and of where in tensor memory they are."""
+
+
+def shared_bytes(spec: Quantize, config: Config, target: Target) -> int:
     """Bytes that a block asks for: never below the compiler's figure, at most 10 % above."""
-    return 0
+    held, item = view(spec), ITEM_BYTES[spec.dtype]
+    entries = config.block_m * held.n
+    turned = [stage for stage in stages_of(spec) if stage.block]
+    ahead, loaded = config.num_stages - 1, _loaded(spec, config)
+    codes = entries * coding(spec.format, spec.columns).bits // 8
+    if not turned:
+        packed = coding(spec.format, spec.columns).bits == 4
+        return entries * loaded * ahead + max(entries // 2 if packed else 0, SUMS)
+    unit = unit_of(config, target)
+    matrices = sum(
+        held.n * held.n * item * (1 + (not s.hadamard and spec.dtype != "float32")) for s in turned
+    )
+    first, second = stages_of(spec)
+    itself = first.exact and not (first.multiplied or first.centred or first.permuted)
+    moved = entries * item if first.permuted or config.hold or not ahead else 0
+    fine = first.centred or (first.multiplied and not first.signed)
+    if second.permuted or (fine and not ahead and not config.hold):
+        moved = entries * 4
+    # Where x is what is multiplied, these units read it from where it was loaded to.
+    waiting = entries * item if ahead and itself and unit != "mma" else 0
+    if unit == "tcgen05":
+        # Operands that are computed go to tensor memory.
+        moved = moved + BARRIERS if itself or second.permuted else 0
+        codes = codes if config.block_m == 64 and config.num_warps == 8 else codes // 4
+        codes += BARRIERS
+    elif target.capability[0] == 10:
+        codes //= 2
+    return matrices + entries * loaded * ahead + waiting + max(moved, codes)
+
+
+def unit_of(config: Config, target: Target) -> Literal["mma", "wgmma", "tcgen05"]:
+    """What multiplies 16-bit tiles of 64 rows and more."""
+    if target.capability[0] == 9:
+        return "wgmma"
+    return "tcgen05" if target.capability[0] == 10 and config.num_warps <= 8 else "mma"
+
+
+def _loaded(spec: Quantize, config: Config) -> int:
+    """Bytes an entry of what is loaded ahead."""
+    item = ITEM_BYTES[spec.dtype]
+    first, second = stages_of(spec)
+    found = 0 if first.permuted and item < 4 else item
+    if spec.modulate and not first.permuted:
+        found += 2 * item
+    if not config.hold:
+        for stage in (first, second):
+            if stage.multiplied:
+                found += 1 if stage.signed else 4
+            found += 4 * (stage.centred + stage.permuted)
+    return found
