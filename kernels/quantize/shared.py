@@ -33,24 +33,31 @@ def shared_bytes(spec: Quantize, config: Config, target: Target) -> int:
     if not turned:
         packed = coding(spec.format, spec.columns).bits == 4
         return entries * loaded * ahead + max(entries // 2 if packed else 0, SUMS)
-    unit = unit_of(config, target)
-    matrices = sum(
-        held.n * held.n * item * (1 + (not s.hadamard and spec.dtype != "float32")) for s in turned
-    )
+    unit, single = unit_of(config, target), spec.dtype == "float32"
+    # A matrix in two parts, or of float32 with its TF32 remainder beside it.
+    matrices = sum(held.n * held.n * item * (1 + (single or not s.hadamard)) for s in turned)
     first, second = stages_of(spec)
     itself = first.exact and not (first.multiplied or first.centred or first.permuted)
-    moved = entries * item if first.permuted or config.hold or not ahead else 0
+    apart = first.permuted or config.hold or not ahead or spec.norm is not None
+    moved = entries * item if apart else 0
     fine = first.centred or (first.multiplied and not first.signed)
     if second.permuted or (fine and not ahead and not config.hold):
         moved = entries * 4
     # Where x is what is multiplied, these units read it from where it was loaded to.
-    waiting = entries * item if ahead and itself and unit != "mma" else 0
+    waiting = entries * item if ahead and itself and not single and unit != "mma" else 0
+    if single and spec.norm is not None:
+        moved = 2 * entries * item
+    beside = 16 * config.num_warps // config.block_m
+    if unit == "wgmma" and beside > 1 and moved and not single:
+        # Warps that share rows, and an operand that is used twice.
+        moved += entries * beside // 4 if spec.norm is not None or not first.hadamard else 0
+    few = entries // (32 * config.num_warps) <= 32
     if unit == "tcgen05":
         # Operands that are computed go to tensor memory.
-        moved = moved + BARRIERS if itself or second.permuted else 0
-        codes = codes if config.block_m == 64 and config.num_warps == 8 else codes // 4
-        codes += BARRIERS
-    elif target.capability[0] == 10:
+        moved = entries * item + BARRIERS if (itself and not single and moved) else 0
+        moved = entries * item + BARRIERS if second.permuted else moved
+        codes = (codes if few or single else codes // 4) + BARRIERS
+    elif target.capability[0] == 10 and not (few or single):
         codes //= 2
     return matrices + entries * loaded * ahead + waiting + max(moved, codes)
 
