@@ -30,9 +30,11 @@ def shared_bytes(spec: Quantize, config: Config, target: Target) -> int:
     turned = [stage for stage in stages_of(spec) if stage.block]
     ahead, loaded = config.num_stages - 1, _loaded(spec, config)
     codes = entries * coding(spec.format, spec.columns).bits // 8
+    few = entries // (32 * config.num_warps) <= 32
     if not turned:
-        packed = coding(spec.format, spec.columns).bits == 4
-        return entries * loaded * ahead + max(entries // 2 if packed else 0, SUMS)
+        packed = entries // 2 if coding(spec.format, spec.columns).bits == 4 else 0
+        packed //= 2 if target.capability[0] >= 10 and not few else 1
+        return entries * loaded * ahead + max(packed, SUMS)
     unit, single = unit_of(config, target), spec.dtype == "float32"
     # A matrix in two parts, or of float32 with its TF32 remainder beside it.
     matrices = sum(held.n * held.n * item * (1 + (single or not s.hadamard)) for s in turned)
@@ -51,12 +53,12 @@ def shared_bytes(spec: Quantize, config: Config, target: Target) -> int:
     if unit == "wgmma" and beside > 1 and moved and not single:
         # Warps that share rows, and an operand that is used twice.
         moved += entries * beside // 4 if spec.norm is not None or not first.hadamard else 0
-    few = entries // (32 * config.num_warps) <= 32
     if unit == "tcgen05":
         # Operands that are computed go to tensor memory.
         moved = entries * item + BARRIERS if (itself and not single and moved) else 0
         moved = entries * item + BARRIERS if second.permuted else moved
         codes = (codes if few or single else codes // 4) + BARRIERS
+        waiting += entries * item if waiting and not first.hadamard else 0
     elif target.capability[0] == 10 and not (few or single):
         codes //= 2
     return matrices + entries * loaded * ahead + waiting + max(moved, codes)
