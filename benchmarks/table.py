@@ -28,7 +28,9 @@ def newest(
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the table."""
-    table = Table(title="TFLOP/s of kept blocks (lists and quantize: GB/s), and how many times faster ours is")
+    table = Table(
+        title="TFLOP/s of kept blocks (lists and quantize: GB/s), and how many times faster ours is"
+    )
     for column in ("card", "case", "density", "impl", "ms", "rate", "ours / peer", "error"):
         table.add_column(column, justify="left" if column in ("card", "case", "impl") else "right")
     for (gpu, case), found in newest(rows).items():

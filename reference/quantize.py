@@ -139,7 +139,9 @@ def _zeros(
     if fmt.level.zero is not None:
         zero = fmt.level.zero.field
         out[zero.name] = np.where(lost, zero.code.encode(0.0), fields[zero.name])
-    return {name: np.broadcast_to(v, fmt.fields[name].groups.shape(shape)) for name, v in out.items()}
+    return {
+        name: np.broadcast_to(v, fmt.fields[name].groups.shape(shape)) for name, v in out.items()
+    }
 
 
 def _over(by: np.ufunc, values: Array, at: Any, groups: Shape, start: float) -> Array:

@@ -75,9 +75,9 @@ class Outline:
         shapes = self.shapes(columns)
         for name, shape in shapes.items():
             if name not in tables:
+                way = f"tables={{{name!r}: an array of shape {shape}}}"
                 raise InputError(
-                    f"table {name!r} has no values",
-                    hint=f"tables={{{name!r}: an array of shape {shape}}}, or tables=layouts.tables(recipe)",
+                    f"table {name!r} has no values", hint=f"{way}, or tables=layouts.tables(recipe)"
                 )
             got = np.asarray(tables[name])
             if got.shape != shape or not np.isfinite(got).all():

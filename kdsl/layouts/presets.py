@@ -256,9 +256,7 @@ def a8_asymmetric() -> Format:
     return _bytes("int8-asymmetric", Int(8, signed=True), Block(1, None), "int8", "range")
 
 
-def activations(
-    code: str = "int8", group: int | None = None, asymmetric: bool = False
-) -> Format:
+def activations(code: str = "int8", group: int | None = None, asymmetric: bool = False) -> Format:
     """Activations on their way into a product: ``"int8"``, ``"fp8"`` (e4m3) or ``"int4"``.
 
     A float32 scale a token, or for each ``group`` of columns; ``asymmetric`` adds an int32 zero

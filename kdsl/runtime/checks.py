@@ -100,7 +100,12 @@ def _check_form(
 ) -> None:
     found = tuple(x.shape)
     if found != wanted:
-        swapped = len(found) == len(wanted) == 4 and found == (wanted[0], wanted[2], wanted[1], wanted[3])
+        swapped = len(found) == len(wanted) == 4 and found == (
+            wanted[0],
+            wanted[2],
+            wanted[1],
+            wanted[3],
+        )
         hint = f"{name}.transpose(1, 2): {wanted}" if swapped else str(wanted)
         if swapped and _kind(x) != "torch tensor":
             hint = f"{name}.swapaxes(1, 2): {wanted}"

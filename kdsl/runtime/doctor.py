@@ -105,10 +105,8 @@ def subjects() -> Iterator[tuple[str, str, str, Attention | Permute | Quantize]]
             yield name, direction, op, spec
     for code, dtype, columns in itertools.product(("int8", "fp8", "int4"), DTYPES, WIDTHS):
         fmt = activations(code)
-        spec = Quantize(
-            rows=GRID.tokens, columns=columns, dtype=dtype, recipe=TURN, format=fmt
-        )
-        yield f"rotate, quantize to {code}", "forward", "quantize", spec
+        coded = Quantize(rows=GRID.tokens, columns=columns, dtype=dtype, recipe=TURN, format=fmt)
+        yield f"rotate, quantize to {code}", "forward", "quantize", coded
     for layout, dtype, head_dim in itertools.product((None, int8()), DTYPES, HEAD_DIMS):
         yield (
             f"permute{f' to {layout.code}' if layout else ''}",

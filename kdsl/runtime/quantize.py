@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kdsl.errors import InputError, UnsupportedError
+from kdsl.errors import InputError
 from kdsl.kernels.quantize.tunable import QuantizeTunable, traffic
 from kdsl.reference.quantize import quantize as reference_quantize
 from kdsl.reference.quantize import transformed
@@ -79,10 +79,10 @@ class QuantizeOperator(Operator):
         if not isinstance(x, np.ndarray):
             return tuple(self._launched(x, scale, shift, values, tables).values())
         place = "cpu" if interpreting() else "cuda"
-        moved = [
+        moved, by, more = (
             None if t is None else uploaded(t, self.spec.dtype, place) for t in (x, scale, shift)
-        ]
-        out = self._launched(*moved, values, tables)
+        )
+        out = self._launched(moved, by, more, values, tables)
         return tuple(t.cpu().numpy() for t in out.values())
 
     def _launched(self, x: Any, scale: Any, shift: Any, values: Tables, own: Any) -> dict[str, Any]:

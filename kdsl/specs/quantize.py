@@ -15,6 +15,7 @@ from kdsl.layouts.transforms import Recipe
 from kdsl.specs.common import DTYPES, check_length, digest, positive, whole
 
 NORMS = ("rms", "layer")
+NOTHING = Outline()
 ACTIVATIONS = ("gelu_tanh", "silu")
 
 
@@ -35,7 +36,7 @@ class Quantize:
     rows: int
     columns: int
     format: Format
-    recipe: Outline = Outline()
+    recipe: Outline = NOTHING
     dtype: str = "bfloat16"
     norm: str | None = None
     eps: float = 1e-6

@@ -88,7 +88,9 @@ def present(spec: Quantize) -> dict[str, str]:
 OPTIONAL = ("scale", "shift", *STAGE, *(f"{n}_2" for n in STAGE), "zeros", "scratch")
 
 
-def ahead_of_time(spec: Quantize, config: Config, source: str, batch: int, capability: tuple[int, int]) -> AheadOfTime:
+def ahead_of_time(
+    spec: Quantize, config: Config, source: str, batch: int, capability: tuple[int, int]
+) -> AheadOfTime:
     """Types and constants, as a call with aligned, contiguous tensors gives them."""
     code, there = coding(spec.format, spec.columns), present(spec)
     made = constants(spec, config, capability >= NATIVE_FP8)
@@ -168,7 +170,9 @@ class Folded:
 def _parted(recipe: Recipe) -> tuple[list[Step], list[Step]]:
     """The steps of each stage: up to the first rotation, and after it."""
     steps = list(recipe.steps)
-    cut = next((i + 1 for i, s in enumerate(steps) if isinstance(s, (Hadamard, Rotate))), len(steps))
+    cut = next(
+        (i + 1 for i, s in enumerate(steps) if isinstance(s, (Hadamard, Rotate))), len(steps)
+    )
     return steps[:cut], steps[cut:]
 
 
@@ -196,5 +200,5 @@ def _matrix(step: Step, held: View) -> npt.NDArray[np.float64]:
     assert isinstance(step, (Hadamard, Rotate))
     single = hadamard(step.order) if isinstance(step, Hadamard) else step.matrix
     block = np.asarray(single, np.float64)
-    block = np.kron(np.eye(held.block // len(block)), block)
-    return np.pad(block, (0, held.n - held.block))
+    repeated = np.kron(np.eye(held.block // len(block)), block)
+    return np.pad(repeated, (0, held.n - held.block)).astype(np.float64)

@@ -245,7 +245,7 @@ def view(spec: Quantize) -> View:
         raise UnsupportedError(
             f"groups of {group} columns do not go with blocks of {block}",
             where=f"format {spec.format.name!r}",
-            hint='a power of two that divides the block, a power of two times the block, or '
+            hint="a power of two that divides the block, a power of two times the block, or "
             'backend="reference"',
         )
     return View(block, n, blocks, slots, whole, positions, spec.columns // group)

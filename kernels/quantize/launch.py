@@ -72,7 +72,10 @@ def launch(
     strides = (
         x.stride(0) if x.ndim == 3 and batch > 1 else 0,
         x.stride(-2),
-        *(t.stride(0) if t is not None and t.ndim == 2 and batch > 1 else 0 for t in (scale, shift)),
+        *(
+            t.stride(0) if t is not None and t.ndim == 2 and batch > 1 else 0
+            for t in (scale, shift)
+        ),
     )
     counts = integers(spec, config, batch, strides)
     if (counts["tiles"] + 1) * config.block_m > COUNTED:

@@ -73,7 +73,9 @@ class QuantizeRunner:
     def poison(self) -> None:
         """What no kernel writes, into every buffer: NaN, or codes that few formats have."""
         for tensor in self.out.values():
-            tensor.fill_(math.nan if tensor.is_floating_point() else -1 if tensor.is_signed() else 255)
+            tensor.fill_(
+                math.nan if tensor.is_floating_point() else -1 if tensor.is_signed() else 255
+            )
 
     def run(self, params: Mapping[str, Any]) -> None:
         """One call."""

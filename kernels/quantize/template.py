@@ -20,24 +20,20 @@ which then stands in the lowest bits."""
 
 
 @triton.jit
-def each_row(values, SLOTS: tl.constexpr, LARGEST: tl.constexpr):
-    """Sums (or maxima) over the rows of a matrix, `[BLOCK_M, 1]`: `SLOTS` of a tile belong together."""
-    of_blocks = tl.max(values, 1) if LARGEST else tl.sum(values, 1)
+def each_row(values, SLOTS: tl.constexpr):
+    """Sums over the rows of the matrix, ``[BLOCK_M, 1]``: SLOTS rows of a tile belong together."""
     M: tl.constexpr = values.shape[0]
-    by_row = tl.reshape(of_blocks, [M // SLOTS, SLOTS])
-    found = tl.max(by_row, 1) if LARGEST else tl.sum(by_row, 1)
+    found = tl.sum(tl.reshape(tl.sum(values, 1), [M // SLOTS, SLOTS]), 1)
     spread = tl.broadcast_to(found[:, None], [M // SLOTS, SLOTS])
     return tl.reshape(spread, [M])[:, None]
 
 
 @triton.jit
-def normalized(
-    v, eps, inside, NORM: tl.constexpr, COLUMNS: tl.constexpr, SLOTS: tl.constexpr
-):
+def normalized(v, eps, inside, NORM: tl.constexpr, COLUMNS: tl.constexpr, SLOTS: tl.constexpr):
     """Rows over their root mean square (1), or less their mean over their deviation (2)."""
     if NORM == 2:
-        v = tl.where(inside, v - each_row(v, SLOTS, False) / COLUMNS, 0.0)
-    return v * tl.rsqrt(each_row(v * v, SLOTS, False) / COLUMNS + eps)
+        v = tl.where(inside, v - each_row(v, SLOTS) / COLUMNS, 0.0)
+    return v * tl.rsqrt(each_row(v * v, SLOTS) / COLUMNS + eps)
 
 
 @triton.jit
@@ -188,8 +184,9 @@ def quantize_tiles(
 
     Launch with any number of programs up to `tiles`; they share the tiles out.  BLOCK columns are
     rotated together, N is BLOCK as a power of two, SLOTS the blocks of a row likewise (exactly
-    their number where tiles need no whole rows).  GROUP counts positions of a tile that share a scale.  The outputs
-    are contiguous: codes as bytes with rows of codes_r, scales and zeros ``[total, GROUPS]``.
+    their number where tiles need no whole rows).  GROUP counts positions of a tile that share a
+    scale.  The outputs are contiguous: codes as bytes with rows of codes_r, scales and zeros
+    ``[total, GROUPS]``.
     """
     BLOCKS: tl.constexpr = COLUMNS // BLOCK
     OPERAND: tl.constexpr = x.dtype.element_ty

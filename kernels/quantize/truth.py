@@ -24,7 +24,7 @@ EPS = 2.0**-24
 SUM = 160 * EPS
 """Of sums over a row: a thread adds up to 128 numbers, then threads and warps meet in pairs."""
 APPROXIMATE = 8 * EPS
-"""Of the GPU's roots, exponentials and quotients: two units in the last place, and what is around."""
+"""Of the GPU's roots, exponentials and quotients: two units in the last place, and around them."""
 OPERANDS = {"bfloat16": 2.0**-17, "float16": 2.0**-22, "float32": 2.0**-21}
 """Two parts of an operand and the product of the lower ones left out; of TF32 three products."""
 LEAST_PART = 2.0**-25

@@ -74,7 +74,9 @@ def test_rows_of_zeros_and_of_no_numbers(dtype: str, fmt: str) -> None:
     assert (scales[1] == 0).all()
     assert scales[6, 0] == 0
     assert scales[6, 1] > 0
-    held = spec.format.unpack({"codes": codes.cpu().numpy(), "scales": scales.cpu().numpy()}, (8, 256))
+    held = spec.format.unpack(
+        {"codes": codes.cpu().numpy(), "scales": scales.cpu().numpy()}, (8, 256)
+    )
     assert not held["code"][np.repeat(lost, 128, axis=1)].any()
     assert not held["code"][1].any()
 
@@ -94,7 +96,12 @@ def test_strides(dtype: str) -> None:
 def test_modulation_of_all_items_and_of_each() -> None:
     """Scale and shift without a batch axis serve every item."""
     spec = Quantize(
-        rows=4, columns=96, format=layouts.activations(), dtype="float32", norm="layer", modulate=True
+        rows=4,
+        columns=96,
+        format=layouts.activations(),
+        dtype="float32",
+        norm="layer",
+        modulate=True,
     )
     x, scale, shift = inputs(spec, 3, 0, DEVICE)
     op = built(spec)
@@ -119,7 +126,10 @@ def test_hadamard_matrices_that_are_not_symmetric(block: int) -> None:
 def test_two_rotations_with_an_order_between() -> None:
     """DuQuant's R1 P R2 as the calibration finds it: one kernel, and the same numbers."""
     x = inputs(
-        Quantize(rows=64, columns=256, format=layouts.activations(), dtype="float32"), None, 0, DEVICE
+        Quantize(rows=64, columns=256, format=layouts.activations(), dtype="float32"),
+        None,
+        0,
+        DEVICE,
     )[0]
     recipe = rotations.two_rotations(x.cpu().numpy(), 64, steps=8)
     for dtype in DTYPES:

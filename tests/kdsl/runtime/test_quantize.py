@@ -19,9 +19,7 @@ from kdsl.specs import Quantize
 
 X = np.random.default_rng(0).standard_normal((8, 256)).astype(np.float32)
 SIGNED = Outline((("signs", 0), ("hadamard", 64)))
-SPEC = Quantize(
-    rows=8, columns=256, format=layouts.activations(), recipe=SIGNED, dtype="float32"
-)
+SPEC = Quantize(rows=8, columns=256, format=layouts.activations(), recipe=SIGNED, dtype="float32")
 SIGNS = {"signs_0": np.where(np.arange(256) % 3 == 0, -1.0, 1.0).astype(np.float32)}
 BARE = replace(SPEC, recipe=Outline())
 
@@ -51,7 +49,7 @@ def test_the_reference_takes_arrays_and_tensors() -> None:
 
 
 def test_what_it_says_of_itself() -> None:
-    """Backend, configuration, steps, bytes, predicted time and the whole file, for an absent GPU."""
+    """Backend, configuration, steps, bytes, predicted time, the whole file, for an absent GPU."""
     op = built(gpu="h100")
     said = op.explain()
     for words in ("8 rows x 256 columns, float32 to int8-token", "signs, hadamard 64", "not here"):
@@ -142,7 +140,10 @@ def test_what_no_kernel_writes_is_left_to_the_reference() -> None:
         "no blocks of 256 columns of float32": replace(SPEC, recipe=Outline((("hadamard", 256),))),
     }
     cases["groups of 20 columns do not go with blocks of 60"] = replace(
-        SPEC, columns=120, format=layouts.activations("int8", 20), recipe=Outline((("hadamard", 60),))
+        SPEC,
+        columns=120,
+        format=layouts.activations("int8", 20),
+        recipe=Outline((("hadamard", 60),)),
     )
     cases["no blocks of 512 columns"] = replace(
         SPEC, columns=512, recipe=Outline((("hadamard", 512),))
