@@ -86,34 +86,24 @@ class QuantizeOperator(Operator):
         return tuple(t.cpu().numpy() for t in out.values())
 
     def _launched(self, x: Any, scale: Any, shift: Any, values: Tables, own: Any) -> dict[str, Any]:
-        from kdsl.kernels.quantize import launch
-        from kdsl.kernels.quantize.config import Config
         from kdsl.runtime.torch_ops import on
 
         if x.device.type == "cpu" and not interpreting():
             raise InputError("x is on the CPU, the kernel runs on a GPU", hint="x.cuda()")
         x, scale, shift = (_rows(t) for t in (x, scale, shift))
-        out = launch.outputs(self.spec, x)
-        config = Config.from_json({k: int(v) for k, v in self.config.items()})
+        out: dict[str, Any] = self._launcher.outputs(x)
         with on(x.device):
-            launch.launch(
-                self._module,
-                self.spec,
-                config,
-                x,
-                self._folded(values, x.device, bool(own)),
-                out,
-                scale,
-                shift,
-                sms=self.target.sms if self.target else 1,
-            )
+            self._launcher(x, self._folded(values, x.device, bool(own)), out, scale, shift)
         return out
 
     @cached_property
-    def _module(self) -> Any:
+    def _launcher(self) -> Any:
         from kdsl.kernels.quantize import launch
+        from kdsl.kernels.quantize.config import Config
 
-        return codecache.load(launch.source())
+        config = Config.from_json({k: int(v) for k, v in self.config.items()})
+        module = codecache.load(launch.source())
+        return launch.Launcher(module, self.spec, config, self.target.sms if self.target else 1)
 
     def _folded(self, values: Tables, device: Any, own: bool) -> Any:
         """The recipe's values on a device; those that are bound are folded once."""

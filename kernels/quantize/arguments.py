@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -109,32 +109,47 @@ def ahead_of_time(
     return AheadOfTime(source, "quantize_tiles", signature, made, tuple(divisible), options)
 
 
-def integers(
-    spec: Quantize, config: Config, batch: int, strides: tuple[int, ...] = ()
-) -> dict[str, int]:
-    """Integer arguments; ``strides`` of x (batch, row), scale and shift if not contiguous."""
-    x_b, x_r, scale_b, shift_b = strides or (
-        spec.rows * spec.columns if batch > 1 else 0,
+def integers(spec: Quantize, config: Config, batch: int) -> dict[str, int]:
+    """Integer arguments of a call with contiguous tensors."""
+    several = batch > 1
+    strides = (
+        spec.rows * spec.columns if several else 0,
         spec.columns,
-        spec.columns if batch > 1 else 0,
-        spec.columns if batch > 1 else 0,
+        *(spec.columns if several else 0 for _ in range(2)),
     )
-    code = coding(spec.format, spec.columns)
-    return {
-        "rows": spec.rows,
-        "total": batch * spec.rows,
-        "x_b": x_b,
-        "x_r": x_r,
-        "scale_b": scale_b,
-        "shift_b": shift_b,
-        "codes_r": spec.columns * code.bits // 8,
-        "tiles": tiles(spec, config, batch),
-    }
+    return Counts.of(spec, config)(batch, strides)
 
 
-def tiles(spec: Quantize, config: Config, batch: int) -> int:
-    """Tiles of a call."""
-    return -(-batch * spec.rows * view(spec).slots // config.block_m)
+@dataclass(frozen=True)
+class Counts:
+    """What integer arguments depend on beside the tensors."""
+
+    rows: int
+    slots: int
+    block_m: int
+    row_bytes: int
+    """Of codes."""
+
+    @staticmethod
+    def of(spec: Quantize, config: Config) -> Counts:
+        """The counts of a spec and a configuration."""
+        bits = coding(spec.format, spec.columns).bits
+        return Counts(spec.rows, view(spec).slots, config.block_m, spec.columns * bits // 8)
+
+    def tiles(self, batch: int) -> int:
+        """Tiles of a call."""
+        return -(-batch * self.rows * self.slots // self.block_m)
+
+    def __call__(self, batch: int, strides: Sequence[int]) -> dict[str, int]:
+        """The arguments, with strides of x (batch, row), scale and shift (batch)."""
+        names = ("x_b", "x_r", "scale_b", "shift_b")
+        return {
+            "rows": self.rows,
+            "total": batch * self.rows,
+            **dict(zip(names, strides, strict=True)),
+            "codes_r": self.row_bytes,
+            "tiles": self.tiles(batch),
+        }
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from kdsl.kernels.quantize import launch, truth
 from kdsl.kernels.quantize.arguments import Folded
 from kdsl.kernels.quantize.config import Config
-from kdsl.kernels.quantize.facts import coding
+from kdsl.kernels.quantize.facts import coding, view
 from kdsl.specs import Quantize
 from kdsl.work import Check
 
@@ -47,11 +47,13 @@ class QuantizeRunner:
         self.by: tuple[Tensor | None, Tensor | None] = (None, None)
         if spec.modulate:
             self.by = (self.x[:, 0].clone(), self.x[:, 0].clone())
-        self.out = launch.outputs(spec, self.x)
+        self.launchers: dict[Config, launch.Launcher] = {}
         self.generator = torch.Generator(device=device)
         self.sms = 1
         if self.device.type == "cuda":
             self.sms = torch.cuda.get_device_properties(self.device).multi_processor_count
+        config = Config(block_m=view(spec).slots)
+        self.out = launch.Launcher(self.module, spec, config).outputs(self.x)
 
     def prepare(self, family: str, seed: int) -> None:
         """Fill the inputs."""
@@ -80,9 +82,9 @@ class QuantizeRunner:
     def run(self, params: Mapping[str, Any]) -> None:
         """One call."""
         config = Config.from_json(dict(params))
-        launch.launch(
-            self.module, self.spec, config, self.x, self.folded, self.out, *self.by, sms=self.sms
-        )
+        if config not in self.launchers:
+            self.launchers[config] = launch.Launcher(self.module, self.spec, config, self.sms)
+        self.launchers[config](self.x, self.folded, self.out, *self.by)
 
     def check(self) -> Check:
         """The worst number over what it may be off, all rows."""

@@ -34,7 +34,7 @@ def shared_bytes(spec: Quantize, config: Config, target: Target) -> int:
     if not turned:
         packed = entries // 2 if coding(spec.format, spec.columns).bits == 4 else 0
         packed //= 2 if target.capability[0] >= 10 and not few else 1
-        return entries * loaded * ahead + max(packed, SUMS)
+        return entries * loaded * ahead + max(packed, SUMS, 4 * config.block_m)
     unit, single = unit_of(config, target), spec.dtype == "float32"
     # A matrix in two parts, or of float32 with its TF32 remainder beside it.
     matrices = sum(held.n * held.n * item * (1 + (single or not s.hadamard)) for s in turned)

@@ -72,7 +72,7 @@ class QuantizeTunable:
     def work(self, params: Mapping[str, Any], target: Target) -> Work:
         """Every number once in and once out; products by tile."""
         spec, config, held = self.spec, Config.from_json(dict(params)), view(self.spec)
-        tiles = arguments.tiles(spec, config, self.batch)
+        tiles = arguments.Counts.of(spec, config).tiles(self.batch)
         programs = min(tiles, config.workers * target.sms or tiles)
         steps = np.full(programs, tiles // programs, np.int64)
         steps[: tiles % programs] += 1

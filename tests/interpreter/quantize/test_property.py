@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import kdsl
-from kdsl import layouts
+from kdsl import layouts, targets
 from kdsl.kernels.quantize.config import candidates
 from kdsl.layouts import Outline, rotations
 from kdsl.layouts.hadamard import hadamard
+from kdsl.runtime.builder import device_target
 from kdsl.runtime.operator import Operator
 from kdsl.specs import Quantize
 from tests.devices import DEVICE, GPU, examples
@@ -45,9 +46,11 @@ def compare(spec: Quantize, batch: int | None = None, seed: int = 0, config: Any
 def test_kernel_equals_reference(data: st.DataObject, spec: Quantize, seed: int) -> None:
     """Any recipe, norm, activation, format and grouping, any legal configuration, ragged rows,
     with and without a batch axis."""
-    target = built(spec, values(spec)).target
+    target = device_target() if GPU is None else targets.get(GPU)
     assert target is not None
     legal = candidates(spec, target)
+    # Two float32 matrices of 128 columns and their remainders do not fit a multiprocessor.
+    assume(legal)
     config = legal[data.draw(st.integers(0, len(legal) - 1))]
     compare(spec, data.draw(st.sampled_from((None, 1, 3))), seed, config.to_json())
 
