@@ -39,9 +39,11 @@ HOPPER: dict[str, tuple[Any, ...]] = {
 """Choices of the Hopper template."""
 
 SPACES = {"portable": PORTABLE, "hopper": HOPPER}
-OFFERED = ("portable",)
-"""What is chosen from unless somebody asks for another: `build(backend="gluon")` takes the Hopper
-template, which was compiled and modelled and has yet to be measured on a card."""
+OFFERED = ("portable", "hopper")
+"""What a forward kernel is chosen from unless somebody asks for one: `build(backend=...)`."""
+OFFERED_BACKWARD = ("portable",)
+"""What backward kernels are chosen from then.  Behind a forward that was asked to be Hopper's they
+are Hopper's where they can be."""
 BACKENDS = {"portable": "triton", "hopper": "gluon"}
 """What `build(backend=...)` calls each template."""
 

@@ -17,7 +17,13 @@ from kdsl.kernels.attention.backward.compiling import Part
 from kdsl.kernels.attention.backward.launch import TEMPLATE, summed
 from kdsl.kernels.attention.backward.rule import preferences
 from kdsl.kernels.attention.backward.shared import shared_bytes
-from kdsl.kernels.attention.config import BACKENDS, ITEM_BYTES, OFFERED, Config
+from kdsl.kernels.attention.config import (
+    BACKENDS,
+    ITEM_BYTES,
+    OFFERED,
+    OFFERED_BACKWARD,
+    Config,
+)
 from kdsl.kernels.attention.hopper.backward import config as hopper
 from kdsl.kernels.attention.portable import narrow_problem, tile_problem
 from kdsl.kernels.attention.tunable import OTHER_REGISTERS, AttentionTunable
@@ -38,11 +44,12 @@ class BackwardTunable(AttentionTunable):
     for the three at once, of the Hopper template alone.
 
     Configurations are those of the forward: ``block_m`` queries and ``block_n`` keys a tile.  Where
-    the forward may choose the Hopper template so may these, and the portable one for the rest.
+    the forward was asked to take the Hopper template these may, and the portable one for the rest.
     """
 
     def __init__(self, forward: AttentionTunable, part: Part) -> None:
-        templates = tuple(dict.fromkeys((*forward.templates, *OFFERED)))
+        asked = () if forward.templates == OFFERED else forward.templates
+        templates = tuple(dict.fromkeys((*asked, *OFFERED_BACKWARD)))
         if part == "all":
             templates = tuple(t for t in templates if t == "hopper")
         super().__init__(forward.spec, forward.tables, forward.batch, templates)

@@ -97,6 +97,9 @@ def legal(spec: Attention, config: Config, target: Target) -> str | None:
     need, have = tile_registers(spec, config) + OTHER_REGISTERS, resources(config).consumer
     if need > have:
         return f"about {need} registers a thread, {have} are to be had"
+    widest = max(head_parts(spec.head_dim)[0], config.block_n) // 2 + OTHER_REGISTERS
+    if widest > resources(config).at_launch:
+        return f"one product holds about {widest} registers a thread, more than at launch"
     asked = shared_bytes(spec, config)
     if asked > target.smem_optin:
         return f"{asked} bytes of shared memory, {target.name} has {target.smem_optin}"
