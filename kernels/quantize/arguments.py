@@ -88,6 +88,20 @@ def present(spec: Quantize) -> dict[str, str]:
 OPTIONAL = ("scale", "shift", *STAGE, *(f"{n}_2" for n in STAGE), "zeros", "scratch")
 
 
+def options(config: Config) -> dict[str, int]:
+    """What the compiler is told of a configuration.
+
+    A thread gets as many registers as leave room for the programs that share a multiprocessor. Left
+    alone, ptxas takes what keeps some of them waiting; and where 255 do not suffice it sometimes
+    settles for 32 and spills everything.
+    """
+    return {
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+        "maxnreg": config.most_registers,
+    }
+
+
 def ahead_of_time(
     spec: Quantize, config: Config, source: str, batch: int, capability: tuple[int, int]
 ) -> AheadOfTime:
@@ -105,8 +119,7 @@ def ahead_of_time(
         signature[name] = "i32" if value < 2**31 else "i64"
         divisible += [name] if value % 16 == 0 else []
     signature["eps"] = "fp32"
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    return AheadOfTime(source, "quantize_tiles", signature, made, tuple(divisible), options)
+    return AheadOfTime(source, "quantize_tiles", signature, made, tuple(divisible), options(config))
 
 
 def integers(spec: Quantize, config: Config, batch: int) -> dict[str, int]:

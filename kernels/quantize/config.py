@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kdsl.errors import ConfigError
-from kdsl.kernels.quantize.facts import View, stages_of, view
+from kdsl.kernels.quantize.facts import ITEM_BYTES, View, stages_of, view
 from kdsl.kernels.quantize.shared import shared_bytes, unit_of
 from kdsl.specs import Quantize
 from kdsl.targets import Target
@@ -27,6 +27,12 @@ MOST_EACH = 128
 MOST_TURNED = 64
 """The same where they are rotated: sums and operands are held at once."""
 LEAST_EACH = 4
+REGISTERS = 65_536
+"""Of a multiprocessor, on every architecture here."""
+OTHER_REGISTERS = 40
+"""Of a thread beside those of its entries, about."""
+IN_FLIGHT = 32 * 1024
+"""Bytes on their way to a multiprocessor that keep memory busy: 3.4 TB/s for 0.8 us, by 132."""
 WIDEST = MOST_EACH * 32 * SPACE["num_warps"][-1]
 """Positions of the largest tile: a row that is kept whole takes no more."""
 
@@ -45,6 +51,12 @@ class Config:
     num_stages: int = 2
     workers: int = 2
     hold: int = 0
+
+    @property
+    def most_registers(self) -> int:
+        """Registers that a thread may have."""
+        each = REGISTERS // (32 * self.num_warps * max(self.workers, 1))
+        return min(each // 8 * 8, 255)
 
     def to_json(self) -> dict[str, int]:
         """The fields."""
@@ -84,6 +96,9 @@ def problem(spec: Quantize, config: Config, target: Target) -> str | None:
         each = config.block_m * held.n // (32 * config.num_warps)
         if (vectors + 1) * each > MOST_EACH:
             return f"{vectors} vectors of {each} entries a thread held"
+    least = OTHER_REGISTERS + config.block_m * held.n // (32 * config.num_warps)
+    if config.most_registers < least:
+        return f"{config.most_registers} registers a thread, {least} at least are needed"
     need = shared_bytes(spec, config, target)
     if need > target.smem_optin:
         return f"{need} bytes of shared memory, {target.name} has {target.smem_optin}"
@@ -119,6 +134,15 @@ def _tile_problem(spec: Quantize, held: View, config: Config, target: Target) ->
     return None
 
 
+def registers(spec: Quantize, config: Config) -> int:
+    """Registers of a thread, about: read off the binaries for Hopper."""
+    turned = stages_of(spec)
+    busy = any(s.multiplied or s.centred or s.permuted for s in turned)
+    split = any(s.block and not s.exact for s in turned)
+    each = config.block_m * view(spec).n / (32 * config.num_warps)
+    return OTHER_REGISTERS + int(each * (1 + 1.5 * busy + 2 * split))
+
+
 def candidates(spec: Quantize, target: Target) -> list[Config]:
     """Every legal configuration."""
     every = (
@@ -147,17 +171,21 @@ def default(spec: Quantize, target: Target) -> Config:
             where=f"rows of {spec.columns} columns, {spec.dtype}",
             hint='scales for groups of columns, or backend="reference"',
         )
-    n = view(spec).n
+    n, item = view(spec).n, ITEM_BYTES[spec.dtype]
 
     def worth(config: Config) -> tuple[float, ...]:
         each = config.block_m * n // (32 * config.num_warps)
+        taken = registers(spec, config)
         need = shared_bytes(spec, config, target)
         fit = min(target.smem_sm // (need + 1024), target.warps_sm // config.num_warps)
-        fit = min(fit, 65536 // (32 * config.num_warps * min(2 * each + 40, 255)))
-        flying = max(fit, 1) * config.block_m * n * 2 * max(config.num_stages - 1, 0.5)
-        short = max(32768 - flying, 0)
-        beyond = abs(config.workers - min(max(fit, 1), 8)) if config.workers else 3
-        tile = abs(config.num_warps - 8)
-        return (short, abs(each.bit_length() - 6), beyond, tile, config.num_stages)
+        fit = max(min(fit, REGISTERS // (32 * config.num_warps * min(taken, 255))), 1)
+        spilled = max(taken - config.most_registers, 0)
+        running = min(config.workers or fit, fit)
+        # A program that loads nothing ahead leaves memory idle while it computes.
+        tiles = running * (config.num_stages - 1) + (running - 1) / 2
+        short = max(IN_FLIGHT - tiles * config.block_m * n * item, 0)
+        beyond = abs(config.workers - min(fit, 8)) if config.workers else 3
+        warps = abs(config.num_warps - 8)
+        return (spilled, short, abs(each.bit_length() - 6), beyond, warps, config.num_stages)
 
     return min(legal, key=worth)

@@ -13,6 +13,7 @@ from kdsl.kernels.quantize.arguments import (
     Counts,
     Folded,
     constants,
+    options,
 )
 from kdsl.kernels.quantize.config import Config
 from kdsl.kernels.quantize.facts import coding, view
@@ -41,6 +42,7 @@ class Launcher:
         self.module, self.spec, self.config, self.sms = module, spec, config, sms
         self.code, self.buffers = coding(spec.format, spec.columns), spec.buffers()
         self.constants = {native: constants(spec, config, native) for native in (False, True)}
+        self.options = options(config)
         self.counts = Counts.of(spec, config)
         self.exchanged = config.block_m // view(spec).slots * spec.columns
 
@@ -106,7 +108,6 @@ class Launcher:
             **counts,
             eps=spec.eps,
             **self.constants[native],
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
+            **self.options,
             enable_fp_fusion=True,
         )

@@ -29,12 +29,16 @@ def shared_bytes(spec: Quantize, config: Config, target: Target) -> int:
     entries = config.block_m * held.n
     turned = [stage for stage in stages_of(spec) if stage.block]
     ahead, loaded = config.num_stages - 1, _loaded(spec, config)
-    codes = entries * coding(spec.format, spec.columns).bits // 8
+    packed = coding(spec.format, spec.columns).bits == 4
+    # Four bits change hands before they are packed; in large tiles after it.
+    codes = entries // 2 if packed and entries > 8192 else entries
     few = entries // (32 * config.num_warps) <= 32
     if not turned:
-        packed = entries // 2 if coding(spec.format, spec.columns).bits == 4 else 0
-        packed //= 2 if target.capability[0] >= 10 and not few else 1
-        return entries * loaded * ahead + max(packed, SUMS, 4 * config.block_m)
+        codes = entries // 2 if packed else 0
+        codes //= 2 if target.capability[0] >= 10 and config.num_warps == 16 and not few else 1
+        return entries * loaded * ahead + max(
+            codes, SUMS, 4 * config.block_m, 4 * entries // held.group
+        )
     unit, single = unit_of(config, target), spec.dtype == "float32"
     # A matrix in two parts, or of float32 with its TF32 remainder beside it.
     matrices = sum(held.n * held.n * item * (1 + (single or not s.hadamard)) for s in turned)
@@ -47,7 +51,7 @@ def shared_bytes(spec: Quantize, config: Config, target: Target) -> int:
         moved = entries * 4
     # Where x is what is multiplied, these units read it from where it was loaded to.
     waiting = entries * item if ahead and itself and not single and unit != "mma" else 0
-    if single and spec.norm is not None:
+    if single and (spec.norm is not None or (config.hold and not ahead)):
         moved = 2 * entries * item
     beside = 16 * config.num_warps // config.block_m
     if unit == "wgmma" and beside > 1 and moved and not single:
@@ -57,9 +61,9 @@ def shared_bytes(spec: Quantize, config: Config, target: Target) -> int:
         # Operands that are computed go to tensor memory.
         moved = entries * item + BARRIERS if (itself and not single and moved) else 0
         moved = entries * item + BARRIERS if second.permuted else moved
-        codes = (codes if few or single else codes // 4) + BARRIERS
+        codes = (codes if few or single or packed else codes // 4) + BARRIERS
         waiting += entries * item if waiting and not first.hadamard else 0
-    elif target.capability[0] == 10 and not (few or single):
+    elif not (few or single) and (target.capability[0] == 10 or (unit == "wgmma" and held.n < 128)):
         codes //= 2
     return matrices + entries * loaded * ahead + waiting + max(moved, codes)
 

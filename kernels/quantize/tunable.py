@@ -13,7 +13,14 @@ import numpy.typing as npt
 
 from kdsl.errors import ConfigError
 from kdsl.kernels.quantize import arguments, launch
-from kdsl.kernels.quantize.config import ARCHITECTURES, SPACE, Config, default, problem
+from kdsl.kernels.quantize.config import (
+    ARCHITECTURES,
+    SPACE,
+    Config,
+    default,
+    problem,
+    registers,
+)
 from kdsl.kernels.quantize.facts import ITEM_BYTES, Stage, stages_of, view
 from kdsl.kernels.quantize.shared import shared_bytes
 from kdsl.specs import Quantize
@@ -22,9 +29,6 @@ from kdsl.work import AheadOfTime, Work
 
 if TYPE_CHECKING:
     from kdsl.kernels.quantize.runner import QuantizeRunner
-
-OTHER_REGISTERS = 48
-"""Registers of a thread beside its entries of a tile, about."""
 
 
 class QuantizeTunable:
@@ -79,8 +83,7 @@ class QuantizeTunable:
         products = sum(_products(stage, spec.dtype) for stage in stages_of(spec))
         flop = 2.0 * config.block_m * held.n * held.n * products
         useful = 2.0 * self.batch * spec.rows * spec.columns
-        each = config.block_m * held.n // (32 * config.num_warps)
-        registers = 2 * each + OTHER_REGISTERS
+        wanted = registers(spec, config)
         return Work(
             flop=flop * tiles,
             useful_flop=useful * sum(stage.block for stage in stages_of(spec)),
@@ -92,8 +95,8 @@ class QuantizeTunable:
             steps=steps,
             step_flop=flop,
             step_bytes=float(config.block_m * held.n * (ITEM_BYTES[spec.dtype] + 1)),
-            registers=min(registers, 255),
-            spill_bytes=4 * max(registers - 255, 0),
+            registers=min(wanted, config.most_registers),
+            spill_bytes=4 * max(wanted - config.most_registers, 0),
         )
 
     def source(self, params: Mapping[str, Any]) -> str:
