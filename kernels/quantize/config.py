@@ -31,6 +31,8 @@ REGISTERS = 65_536
 """Of a multiprocessor, on every architecture here."""
 OTHER_REGISTERS = 40
 """Of a thread beside those of its entries, about."""
+ENOUGH = 128
+"""Registers of a thread with which everything compiles."""
 IN_FLIGHT = 32 * 1024
 """Bytes on their way to a multiprocessor that keep memory busy: 3.4 TB/s for 0.8 us, by 132."""
 WIDEST = MOST_EACH * 32 * SPACE["num_warps"][-1]
@@ -96,9 +98,10 @@ def problem(spec: Quantize, config: Config, target: Target) -> str | None:
         each = config.block_m * held.n // (32 * config.num_warps)
         if (vectors + 1) * each > MOST_EACH:
             return f"{vectors} vectors of {each} entries a thread held"
-    least = OTHER_REGISTERS + config.block_m * held.n // (32 * config.num_warps)
+    least = min(registers(spec, config), ENOUGH)
     if config.most_registers < least:
-        return f"{config.most_registers} registers a thread, {least} at least are needed"
+        # With too few ptxas gives up on Hopper's products.
+        return f"{config.most_registers} registers a thread, about {least} are needed"
     need = shared_bytes(spec, config, target)
     if need > target.smem_optin:
         return f"{need} bytes of shared memory, {target.name} has {target.smem_optin}"
@@ -139,8 +142,9 @@ def registers(spec: Quantize, config: Config) -> int:
     turned = stages_of(spec)
     busy = any(s.multiplied or s.centred or s.permuted for s in turned)
     split = any(s.block and not s.exact for s in turned)
+    single = spec.dtype == "float32" and any(s.block for s in turned)
     each = config.block_m * view(spec).n / (32 * config.num_warps)
-    return OTHER_REGISTERS + int(each * (1 + 1.5 * busy + 2 * split))
+    return OTHER_REGISTERS + int(each * (1 + 1.5 * busy + 2 * split + 2 * single))
 
 
 def candidates(spec: Quantize, target: Target) -> list[Config]:
