@@ -18,7 +18,8 @@ class Work:
     figure that rates are quoted in.  ``bytes`` is the least that crosses device memory: every input
     once, every output once.  ``steps`` holds the inner-loop steps of each program in launch order,
     ``step_bytes`` what a step loads, ``step_exp`` the exponentials it takes.  ``unit`` is the dtype
-    whose peak bounds the arithmetic.  ``partial`` is the share of steps that do more than the plain
+    whose peak bounds the arithmetic.  ``before_bytes`` are moved by a launch of their own that has
+    to end first.  ``partial`` is the share of steps that do more than the plain
     ones; ``registers`` a thread and ``spill_bytes`` are estimates (0: unknown).
     """
 
@@ -36,6 +37,7 @@ class Work:
     partial: float = 0.0
     registers: int = 0
     spill_bytes: int = 0
+    before_bytes: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ FRUITLESS = 32
 STARTUP = 10
 CONSTRAINTS = hasattr(Trial, "set_constraint")
 """Optuna 5 has them on trials."""
-EXPLORE, TURN = 24, 2
+EXPLORE, TURN = 12, 3
 
 
 class Guided:

@@ -19,7 +19,7 @@ from kdsl.autotune.search.space import Params, Point, point
 
 Floats = npt.NDArray[np.float64]
 
-SETTING, PAIR, GUESS, REST = 0.2, 0.08, 0.3, 0.04
+SETTING, PAIR, GUESS, REST = 0.3, 0.12, 0.3, 0.04
 """Standard deviations of logarithms: what a setting, a pair of settings, and one standard deviation
 of the guess are worth, and what is left to the single candidate and to noise."""
 MOST = 20_000

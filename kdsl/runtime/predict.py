@@ -112,13 +112,18 @@ def predict(
     A calibration of another compute capability still orders configurations, and its error is not
     believed.
     """
-    loading = Loading.of(work, target, figures)
+    loading, before = Loading.of(work, target, figures), before_us(work, target)
     if calibration is None:
-        return Prediction(physical_us(work, target, loading))
+        return Prediction(physical_us(work, target, loading) + before)
     bound = physical_us(work, target, loading, calibration.physics)
     factor = calibration.factor(params, work, loading)
     known = calibration.typical_error if calibration.knows(target) else None
-    return Prediction(bound * factor, known, calibration.id)
+    return Prediction(bound * factor + before, known, calibration.id)
+
+
+def before_us(work: Work, target: Target) -> float:
+    """What a launch of its own takes to move bytes first, in microseconds: a plain copy."""
+    return work.before_bytes / _copied(target) + LAUNCH_US if work.before_bytes else 0.0
 
 
 def physical_us(
@@ -128,14 +133,14 @@ def physical_us(
     physics: Physics = Physics(),
     span: Span | None = None,
 ) -> float:
-    """The slower of bytes and of arithmetic with its waves, in microseconds.
+    """The slower of bytes and of arithmetic with its waves, in microseconds, of the main launch.
 
     Programs go to free multiprocessor slots in launch order, as the hardware does it, so a long
     tail of the real row lengths shows.  ``span`` may remember what `makespan` gives.
     """
-    bytes_us = work.bytes / max(target.bandwidth * BANDWIDTH, 1.0) * 1e6
+    bytes_us = work.bytes / _copied(target)
     if not work.step_flop:
-        return max(bytes_us, 0.0) + LAUNCH_US
+        return bytes_us + LAUNCH_US
     peak = target.peak(work.unit) or target.peak("float32") or 1.0
     slots = loading.slots
     product = work.step_flop * target.sms * slots / (peak * ISSUE) * 1e6
@@ -147,6 +152,11 @@ def physical_us(
     load = work.step_bytes * target.sms * slots / max(target.bandwidth * physics.l2, 1.0) * 1e6
     waves: float = (span or makespan)(work.steps, target.sms * slots, physics.overhead)
     return max(waves * max(step_us, load), bytes_us) + LAUNCH_US
+
+
+def _copied(target: Target) -> float:
+    """Bytes a microsecond that a plain copy moves."""
+    return max(target.bandwidth * BANDWIDTH, 1.0) / 1e6
 
 
 def _cores(target: Target) -> int:

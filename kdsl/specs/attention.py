@@ -142,14 +142,12 @@ class Attention:
                 )
             if isinstance(order, PerHead) and len(order.orders) != self.heads:
                 raise SpecError(f"{what} is for {len(order.orders)} heads of {self.heads}")
-        if self.stored and isinstance(self.key_order, PerHead):
-            for first in range(0, self.heads, self.group):
-                if len(set(self.key_order.orders[first : first + self.group])) > 1:
-                    raise SpecError(
-                        f"query heads {first} to {first + self.group - 1} share keys that are "
-                        "stored in one order, and have several key orders",
-                        hint="one key order for each group of heads, or stored=False",
-                    )
+        if self.stored and not self.storable:
+            raise SpecError(
+                f"groups of {self.group} query heads share keys that are stored in one order, and "
+                "some have several key orders",
+                hint="one key order for each group of heads, or stored=False",
+            )
 
     def _check_mask(self) -> None:
         mask = self.mask
@@ -197,6 +195,15 @@ class Attention:
         """The keys' grid."""
         assert isinstance(self.keys, Grid)
         return self.keys
+
+    @property
+    def storable(self) -> bool:
+        """Whether the query heads of each group have one key order, so that keys can be stored."""
+        if not isinstance(self.key_order, PerHead):
+            return True
+        orders = self.key_order.orders
+        starts = range(0, self.heads, self.group)
+        return all(len(set(orders[first : first + self.group])) == 1 for first in starts)
 
     @property
     def query_order(self) -> Order:

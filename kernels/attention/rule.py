@@ -11,13 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kdsl.kernels.attention.config import Config, describable
+from kdsl.kernels.attention.config import ITEM_BYTES, Config, describable
 from kdsl.kernels.attention.hopper import config as hopper
+from kdsl.kernels.attention.hopper.launch import to_copy
 from kdsl.specs import Attention
 from kdsl.targets import Target
 
 MANY_PARTIAL = 0.25
 """Share of partial blocks from which the mask decides the time, and small tiles win."""
+PORTABLE_TFLOPS, COPY_GBS, LAUNCH_US = 450.0, 2500.0, 5.0
+"""Of an H100: what the portable template reaches with pointer loads, about, and what copies do."""
 
 
 def facts(
@@ -31,9 +34,30 @@ def facts(
     return {**named, **sizes, **statistics}
 
 
-def preferences(spec: Attention, target: Target, partial_share: float) -> Iterator[Config]:
+def copied_bytes(spec: Attention) -> float:
+    """Bytes that the Hopper template moves, a batch item, to have q, k, v in their stored order."""
+    queries, keys = to_copy(spec)
+    rows = spec.heads * spec.query_grid.tokens if queries else 0
+    rows += 2 * spec.group_heads * spec.key_grid.tokens if keys else 0
+    return 2.0 * rows * spec.head_dim * ITEM_BYTES[spec.dtype]
+
+
+def worth_copying(spec: Attention, density: float) -> bool:
+    """Whether copies in stored order cost less than they gain: a fifth of the time, as measured
+    without an order (docs/performance.md)."""
+    pairs = density * spec.heads * spec.query_grid.tokens * spec.key_grid.tokens
+    attention_us = 4.0 * pairs * spec.head_dim / PORTABLE_TFLOPS * 1e-6
+    copy_us = copied_bytes(spec) / COPY_GBS * 1e-3 + LAUNCH_US
+    return copy_us < 0.2 * attention_us
+
+
+def preferences(
+    spec: Attention, target: Target, statistics: Mapping[str, float]
+) -> Iterator[Config]:
     """Configurations from the most to the least wanted; the last ones fit almost anything."""
-    yield from hopper.preferences(spec)
+    partial_share = statistics.get("partial_share", 0.0)
+    if describable(spec) or worth_copying(spec, statistics.get("density", 1.0)):
+        yield from hopper.preferences(spec)
     if spec.dtype != "float32":
         if target.capability[0] in (9, 10):
             yield from _hopper(spec, partial_share)
@@ -47,6 +71,8 @@ def preferences(spec: Attention, target: Target, partial_share: float) -> Iterat
     # Without tensor cores a tile's products live in plain registers.
     rows, columns = (min(n, 32) for n in spec.block)
     yield from (Config(rows, columns, warps, stages) for warps in (4, 8) for stages in (2, 1))
+    # Where Hopper's alone may be chosen, copies or not.
+    yield from hopper.preferences(spec)
 
 
 def _hopper(spec: Attention, partial_share: float) -> Iterator[Config]:

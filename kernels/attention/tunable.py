@@ -23,7 +23,7 @@ from kdsl.kernels.attention.config import (
 from kdsl.kernels.attention.distilled import distilled
 from kdsl.kernels.attention.hopper import config as hopper
 from kdsl.kernels.attention.portable import accumulators
-from kdsl.kernels.attention.rule import facts, preferences
+from kdsl.kernels.attention.rule import copied_bytes, facts, preferences
 from kdsl.kernels.attention.shared import shared_bytes
 from kdsl.specs import Attention
 from kdsl.targets import Target
@@ -112,9 +112,8 @@ class AttentionTunable:
 
     def written_default(self, target: Target) -> dict[str, Any]:
         """The default of the written rule alone: what distilled ones are compared with."""
-        share = self.statistics().get("partial_share", 0.0)
         reason = None
-        for config in preferences(self.spec, target, share):
+        for config in preferences(self.spec, target, self.statistics()):
             if config.template not in self.templates:
                 continue
             reason = self.legal(config.to_json(), target)
@@ -167,6 +166,7 @@ class AttentionTunable:
             partial=self._partial_share,
             registers=min(registers, 255),
             spill_bytes=4 * max(registers - 255, 0),
+            before_bytes=self.batch * copied_bytes(spec) if config.template == "hopper" else 0.0,
         )
 
     def _threads(self, config: Config) -> int:

@@ -17,6 +17,7 @@ from kdsl.autotune.cli.hardware import Hardware
 from kdsl.autotune.compiling import Built
 from kdsl.autotune.measuring.fake import FakeCard
 from kdsl.autotune.measuring.present import Present
+from kdsl.autotune.search import Space
 from kdsl.autotune.session.job import Job, make
 from kdsl.autotune.session.outcome import Outcome
 from kdsl.autotune.session.tuner import Tally
@@ -44,6 +45,12 @@ def small_spec(block: int = 64, tokens: int = 256) -> Attention:
 def small_job(block: int = 64) -> Job:
     """A job of it."""
     return make("small", small_spec(block), {})
+
+
+def legal(job: Job, target: Target) -> int:
+    """How many configurations a target can run of a job."""
+    tunable = job.tunable
+    return len(Space(tunable.space(target), lambda p: tunable.legal(p, target)).points or ())
 
 
 def params_of(what: AheadOfTime) -> dict[str, Any]:

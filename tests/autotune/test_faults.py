@@ -13,7 +13,7 @@ from kdsl.autotune.session.budget import Budget
 from kdsl.autotune.session.campaign import PresentGpu
 from kdsl.autotune.store import Store
 from kdsl.autotune.store.checkup import examine
-from tests.autotune.made_up import H100
+from tests.autotune.made_up import H100, legal, small_job
 from tests.autotune.test_tuner import FACTORS, measurements, tune
 
 FAULTS = (
@@ -58,7 +58,7 @@ def test_every_fault_is_a_row_and_none_wins(store: Store, card: FakeCard) -> Non
         assert row.status == STATUS[card.fault(params)], (row, params)
         assert (row.status == "ok") == (row.reason == "")
     counts = Counter(row.candidate_id for row, _ in found)
-    assert len(counts) == len(pool.asked) == 56
+    assert len(counts) == len(pool.asked) == legal(small_job(), H100)
     assert all(n in (1, 3) for n in counts.values())
     assert sum(n == 3 for n in counts.values()) <= 4
     sound = [params for row, params in found if row.status == "ok"]

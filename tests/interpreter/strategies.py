@@ -202,25 +202,25 @@ def cases(
     head_dims: Sequence[int] = HEAD_DIMS,
     blocks: Sequence[tuple[int, int]] = BLOCKS,
     tokens: int = TOKENS,
-    in_place: bool = True,
+    ordered: bool = True,
 ) -> Case:
     """Specs over masks, orders, ragged sizes, grouped heads, head dimensions and dtypes.
 
-    Without ``in_place`` whatever has an order is stored in it.
+    Without ``ordered`` tokens are stored as they are.
     """
     d = Drawn(draw)
     queries = d.draw(grids(tokens))
     keys = queries if d.one_of(True, True, False) else d.other_keys(queries)
     block = d.one_of(*blocks)
-    order = d.order(queries)
+    order = d.order(queries) if ordered else None
     key_order = None
-    if keys != queries or d.one_of(False, False, False, True):
+    if ordered and (keys != queries or d.one_of(False, False, False, True)):
         key_order = d.order(keys)
     # A block map speaks of one stored order, the queries'.
     d.maps = key_order is None
     groups = [n for n in range(1, d.heads + 1) if d.heads % n == 0]
     # Heads that share stored keys have one key order.
-    stored = d.one_of(False, False, True) or (not in_place and (order or key_order) is not None)
+    stored = ordered and d.one_of(False, False, True)
     by_head = any(isinstance(o, PerHead) for o in (order, key_order))
     spec = Attention(
         queries=queries,

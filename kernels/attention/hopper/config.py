@@ -8,7 +8,7 @@ from typing import Any
 
 from kdsl.kernels.attention import tables as leaf_tables
 from kdsl.kernels.attention.arguments import SHORT, add_integers, add_tables
-from kdsl.kernels.attention.config import Config, describable, head_parts
+from kdsl.kernels.attention.config import Config, head_parts
 from kdsl.specs import Attention
 from kdsl.targets import Target
 from kdsl.work import AheadOfTime
@@ -81,8 +81,8 @@ def legal(spec: Attention, config: Config, target: Target) -> str | None:
         return f"the hopper template is for compute capability 9.0, not {target.name}'s"
     if spec.dtype not in DTYPES:
         return f"the hopper template has no products of {spec.dtype}"
-    if not describable(spec):
-        return "TMA fetches contiguous rows: the original order, or stored=True"
+    if not spec.storable:
+        return "heads that share keys have several key orders: no one order to copy the keys in"
     if block_q % config.block_m or block_k % config.block_n:
         tile = f"{config.block_m} x {config.block_n}"
         return f"tiles of {tile} do not divide blocks of {block_q} x {block_k}"

@@ -1,4 +1,5 @@
-"""Run the Hopper template: descriptors, the counter, one launch."""
+"""Run the Hopper template: copies in stored order where a spec has one, descriptors, the counter,
+one launch."""
 
 from __future__ import annotations
 
@@ -60,8 +61,8 @@ def launch(
     kind: Any = None,
 ) -> None:
     """Fill ``out``, whose columns lie side by side, and ``lse``, if the spec asks for it."""
-    q, k, v = tensors
-    stream = stream_of(q.device)
+    stream = stream_of(tensors[0].device)
+    q, k, v = stored(module, spec, held, tensors, tables, stream, kind)
     moving = {"q": q, "k": k, "v": v, "o": out, "lse": lse, "counter": held.counter(stream)}
     key = kind or (
         module, config, q.shape[0], q.stride(), k.stride(), v.stride(), out.stride(),
@@ -75,6 +76,67 @@ def launch(
     fn = module.attention_forward
     kernel = fn[(programs,)](**values, **options(config))
     keep(held.prepared, key, kernel, fn.arg_names, values, programs)
+
+
+def stored(
+    module: Any,
+    spec: Attention,
+    held: Lists,
+    tensors: tuple[Tensor, Tensor, Tensor],
+    tables: tuple[Tensor, ...],
+    stream: int,
+    kind: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v with side by side what the kernel fetches together: copies where they are not."""
+    import torch
+
+    turned = to_copy(spec)
+    if not any(turned):
+        return tensors
+    q, k, v = tensors
+    copies = [
+        torch.empty_like(x, memory_format=torch.contiguous_format) if made else x
+        for x, made in zip(tensors, (turned[0], turned[1], turned[1]), strict=True)
+    ]
+    names = ("q", "k", "v", "q_stored", "k_stored", "v_stored")
+    moving = dict(zip(names, (*tensors, *copies), strict=True))
+    key = ("copy", kind) if kind else (
+        "copy", module, q.shape[0], q.stride(), k.stride(), v.stride(),
+        *(x.data_ptr() % ALIGNMENT for x in tensors),
+    )  # fmt: skip
+    ready = held.prepared.get(key)
+    if ready is not None and ready.tables is tables:
+        ready(moving, stream)
+    else:
+        batch, heads, queries, head_dim = q.shape
+        rows = copied_rows(head_dim)
+        blocks_q, blocks_k = (-(-n // rows) for n in (queries, k.shape[2]))
+        programs_q = batch * heads * blocks_q if turned[0] else 0
+        programs_k = batch * k.shape[1] * blocks_k if turned[1] else 0
+        d0, d1 = head_parts(head_dim)
+        values: dict[str, Any] = {
+            **moving, "tables": tables, "heads": heads, "queries": queries, "keys": k.shape[2],
+            "q_programs": programs_q, "k_programs": programs_k,
+            "GROUP": spec.group, "D0": d0, "D1": d1, "ROWS": rows,
+        }  # fmt: skip
+        for name, x in zip("qkv", tensors, strict=True):
+            values |= {f"{name}_{axis}": n for axis, n in zip("bhn", x.stride()[:3], strict=True)}
+        fn, programs = module.attention_copy, programs_q + 2 * programs_k
+        kernel = fn[(programs,)](**values, num_warps=4)
+        keep(held.prepared, key, kernel, fn.arg_names, values, programs)
+    return copies[0], copies[1], copies[2]
+
+
+def copied_rows(head_dim: int) -> int:
+    """Tokens of a program that copies: eight loads a thread leave registers for 1,024 threads."""
+    return 64 if head_dim <= 128 else 32
+
+
+def to_copy(spec: Attention) -> tuple[bool, bool]:
+    """Whether queries, and whether keys and values, come in another order than they are fetched."""
+    ordered = (not order.is_identity for order in (spec.query_order, spec.kv_order))
+    queries, keys = (moved and not spec.stored for moved in ordered)
+    return queries, keys
 
 
 def arguments_of(

@@ -150,8 +150,8 @@ def test_traits_of_a_workload_do_not_depend_on_the_choice() -> None:
     spec = kdsl.Attention(tokens=1024, heads=2, head_dim=64, mask=masks.causal())
     tunable = tunable_for(spec)
     seen = set()
-    for block_m in (32, 128):
-        params = {**tunable.default(H100), "block_m": block_m}
+    for block_n in (64, 128):
+        params = {**tunable.default(H100), "block_n": block_n}
         work = tunable.work(params, H100)
         found = traits(params, work, Loading.of(work, H100))
         seen.add(tuple(found[name] for name in LEVEL))

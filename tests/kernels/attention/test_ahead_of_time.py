@@ -83,8 +83,9 @@ for gpu, name, change, op in CASES:
     }[name]()
     tables = {t.name: np.ones(t.shape, np.uint8) for t in spec.open_tables}
     tunable = tunable_for(spec, tables, op=op)
-    if change.get("template") == "hopper":
-        tunable = AttentionTunable(spec, tables, templates=("hopper",))
+    if not op:
+        template = change.get("template", "portable")
+        tunable = AttentionTunable(spec, tables, templates=(template,))
     params = {**tunable.default(TARGET), **change}
     assert tunable.legal(params, TARGET) is None
     runner = tunable.make_runner("cpu", codecache.load)

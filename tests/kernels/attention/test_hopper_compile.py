@@ -6,6 +6,7 @@ import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,14 +15,18 @@ from kdsl import build, masks, orders, targets
 from kdsl.errors import ConfigError, UnsupportedError
 from kdsl.grid import Grid
 from kdsl.kernels.attention import generate, launch
-from kdsl.kernels.attention.config import Config
+from kdsl.kernels.attention.arguments import add_tables
+from kdsl.kernels.attention.config import Config, head_parts
 from kdsl.kernels.attention.fallback import chosen, fitting
 from kdsl.kernels.attention.hopper import config as hopper
 from kdsl.kernels.attention.hopper import launch as hopper_launch
+from kdsl.kernels.attention.hopper.launch import copied_rows
 from kdsl.kernels.attention.tunable import AttentionTunable
-from kdsl.runtime.aot import compile_for
+from kdsl.runtime.aot import compile_ahead, compile_for
 from kdsl.runtime.compiled import sass
-from kdsl.specs import Attention
+from kdsl.runtime.predict import predict
+from kdsl.specs import HEAD_DIMS, Attention
+from kdsl.work import AheadOfTime
 
 triton = pytest.importorskip("triton")
 torch = pytest.importorskip("torch")
@@ -48,11 +53,18 @@ def why_not(spec: Attention, config: Config, gpu: str = "h100") -> str | None:
     return tunable_of(spec).legal(config.to_json(), targets.get(gpu))
 
 
+AXES = ("HWF", "FHW", "WHF", "FHW")
+
+
 @pytest.mark.parametrize(
     ("change", "fields", "reason"),
     [
         ({}, {"dtype": "float32"}, "no products of float32"),
-        ({}, {"order": orders.axes(GRID, "HWF")}, "stored=True"),
+        (
+            {},
+            {"kv_heads": 2, "order": orders.per_head([orders.axes(GRID, n) for n in AXES])},
+            "several key orders",
+        ),
         ({}, {"block": (64, 128)}, "do not divide"),
         ({"num_warps": 4}, {}, "take 8 warps"),
         ({"block_m": 64, "num_warps": 4, "pingpong": True}, {}, "take turns"),
@@ -80,15 +92,18 @@ def test_other_architectures_run_the_portable_template(gpu: str) -> None:
 
 
 def test_the_backend_picks_the_template() -> None:
-    """The template is taken where it is asked for; a configuration of it alone does not do."""
+    """Nobody asking, the faster one is taken; who asks for one gets it, whatever is faster, and no
+    configuration of the other."""
     by = {b: build(spec_of(), gpu="h200", backend=b) for b in (None, "gluon", "triton")}
-    assert [op.config["template"] for op in by.values()] == ["portable", "hopper", "portable"]
-    assert [op.backend for op in by.values()] == ["triton", "gluon", "triton"]
+    assert [op.config["template"] for op in by.values()] == ["hopper", "hopper", "portable"]
+    assert [op.backend for op in by.values()] == ["gluon", "gluon", "triton"]
     assert "warp_specialize" in by["gluon"].source
     assert "warp_specialize" not in by["triton"].source
     assert "backend    gluon" in by["gluon"].explain()
-    with pytest.raises(ConfigError, match='for backend="gluon" alone'):
-        build(spec_of(), gpu="h200", config=by["gluon"].config)
+    for name, other in (("triton", "gluon"), ("gluon", "triton")):
+        with pytest.raises(ConfigError, match=f'for backend="{other}" alone'):
+            build(spec_of(), gpu="h200", backend=name, config=by[other].config)
+        assert build(spec_of(), gpu="h200", config=by[other].config).backend == other
     single = build(spec_of(dtype="float32"), gpu="h100")
     assert single.config["template"] == "portable"
     with pytest.raises(UnsupportedError, match="cuda"):
@@ -265,3 +280,52 @@ def test_tensors_that_tma_fetches() -> None:
             assert (found.template, found.loads) == ("portable", "pointer")
             assert legal(found.to_json(), H100) is None
         assert fitting(LATE, (x, x), legal) == LATE
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_copies_in_stored_order_compile(head_dim: int) -> None:
+    """The launch that comes first for an order has no spills, keeps all programs of a
+    multiprocessor resident, and moves 16 bytes an instruction: in heads of one part and of two."""
+    two = [orders.axes(GRID, "HWF"), orders.cubes(GRID, (2, 4, 5))]
+    spec = spec_of(head_dim=head_dim, order=orders.per_head(two * 2))
+    signature: dict[str, Any] = {"heads": "i32", "queries": "i32", "keys": "i32"}
+    divisible: list[Any] = []
+    for name in "qkv":
+        signature |= {name: "*bf16", f"{name}_stored": "*bf16"}
+        signature |= {f"{name}_{axis}": "i32" for axis in "bhn"}
+        divisible += [name, f"{name}_stored", *(f"{name}_{axis}" for axis in "bhn")]
+    signature |= {"q_programs": "i32", "k_programs": "i32"}
+    add_tables(spec, signature, divisible)
+    (d0, d1), rows = head_parts(head_dim), copied_rows(head_dim)
+    made = compile_ahead(
+        AheadOfTime(
+            generate.hopper_source(spec), "attention_copy", signature,
+            {"GROUP": spec.group, "D0": d0, "D1": d1, "ROWS": rows}, tuple(divisible),
+            {"num_warps": 4},
+        ),
+        targets.get("h100"),
+    )  # fmt: skip
+    assert made.spill_bytes == 0
+    assert made.registers is not None
+    assert made.registers <= 65536 // 1024
+    parts = [n for n in (d0, d1) if n]
+    assert made.ptx is not None
+    loads = made.ptx.count("ld.global.v4.b32")
+    assert loads == sum(3 * max(rows * n // 8 // 128, 1) for n in parts)
+
+
+def test_copies_are_made_where_they_pay() -> None:
+    """Long sequences are copied in their order and take the template, short ones stay; tensors in
+    stored order need no copies; the copies count in what a call is predicted to take."""
+    long, short = (Grid(frames=n, height=30, width=40) for n in (20, 2))
+    for grid, template in ((long, "hopper"), (short, "portable")):
+        spec = Attention(tokens=grid, heads=4, head_dim=128, order=orders.axes(grid, "HWF"))
+        tunable, h100 = AttentionTunable(spec), targets.get("h100")
+        assert tunable.default(h100)["template"] == template
+        params = tunable_of(spec).default(h100)
+        stored = tunable_of(replace(spec, tokens=None, stored=True))
+        assert tunable.work(params, h100).before_bytes == 6 * 4 * grid.tokens * 128 * 2
+        assert stored.work(params, h100).before_bytes == 0
+        assert predict(params, tunable.work(params, h100), h100).us > 3.0 + (
+            predict(params, stored.work(params, h100), h100).us
+        )

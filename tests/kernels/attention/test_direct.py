@@ -1,0 +1,237 @@
+"""Launches past Triton's launcher, on a driver that is made up: what would the kernel read?"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import struct
+import subprocess
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kdsl import masks, orders, targets
+from kdsl.grid import Grid
+from kdsl.kernels.attention import launch
+from kdsl.kernels.attention.config import Config
+from kdsl.kernels.attention.direct import Direct, Driver, direct
+from kdsl.kernels.attention.hopper import launch as hopper_launch
+from kdsl.kernels.attention.tunable import AttentionTunable
+from kdsl.runtime import codecache
+from kdsl.runtime.aot import compile_for
+from kdsl.specs import Attention
+
+triton = pytest.importorskip("triton")
+torch = pytest.importorskip("torch")
+
+H100 = targets.get("h100")
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+GRID = Grid(frames=2, height=9, width=14, text=4)
+ROLES = {name: name for name in ("q", "k", "v", "o", "lse", "counter")}
+CONFIGS = {
+    "hopper": Config(128, 128, 8, 2, "descriptor", "hopper", workers=1),
+    "descriptor": Config(128, 64, 4, 2, "descriptor"),
+    "pointer": Config(128, 64, 4, 2, "pointer"),
+}
+
+
+class Function:
+    """A function of a made-up library: calls are kept."""
+
+    def __init__(self, does: Any) -> None:
+        self.does, self.argtypes = does, ()
+
+    def __call__(self, *arguments: Any) -> int:
+        """The driver's error number; 0 where nothing is said."""
+        return int(self.does(*arguments) or 0)
+
+
+class Library:
+    """A driver that knows a kernel's parameters from its binary, and reads them at each launch.
+
+    A tensor map holds, in this library, the address and the outermost extent.
+    """
+
+    def __init__(self, sizes: list[int]) -> None:
+        self.sizes = sizes
+        self.read: list[list[bytes]] = []
+        self.grids: list[tuple[int, ...]] = []
+        self.error = 0
+        self.cuLaunchKernel = Function(self._launch)
+        self.cuTensorMapReplaceAddress = Function(self._replace)
+        self.cuTensorMapEncodeTiled = Function(self._encode)
+        self.cuFuncGetParamInfo = Function(self._info)
+
+    def _info(self, function: int, index: int, offset: Any, size: Any) -> int:
+        if index >= len(self.sizes):
+            return 1
+        size._obj.value = self.sizes[index]
+        return 0
+
+    def _encode(self, at: int, kind: int, rank: int, address: int, shape: Any, *rest: Any) -> int:
+        assert at % 64 == 0
+        ctypes.memmove(at, struct.pack("<QQ112x", address, shape[rank - 1]), 128)
+        return 0
+
+    def _replace(self, at: int, address: int) -> int:
+        ctypes.memmove(at, struct.pack("<Q", address), 8)
+        return 0
+
+    def _launch(self, function: int, *rest: Any) -> int:
+        self.grids.append((function, *rest[:8]))
+        self.read.append([ctypes.string_at(rest[8][i], n) for i, n in enumerate(self.sizes)])
+        return self.error
+
+
+def parameter_sizes(cubin: bytes, folder: Path) -> list[int]:
+    """Bytes of each parameter, as the binary says."""
+    path = folder / "kernel.cubin"
+    path.write_bytes(cubin)
+    said = subprocess.run([CUOBJDUMP, "-elf", path], capture_output=True, text=True, check=True)
+    found = re.findall(r"Ordinal\s*:\s*0x(\w+).*?Size\s*:\s*0x(\w+)", said.stdout, re.DOTALL)
+    by_number = {int(number, 16): int(size, 16) for number, size in found}
+    return [by_number[n] for n in range(len(by_number))]
+
+
+def case(name: str) -> tuple[Attention, dict[str, np.ndarray[Any, Any]]]:
+    """A grouped spec with a table of the call and one of its own, and the table's values."""
+    order = None if name != "pointer" else orders.cubes(GRID, (2, 4, 5))
+    spec = Attention(
+        tokens=GRID, heads=4, kv_heads=2, head_dim=80, return_lse=True, order=order,
+        mask=masks.window(GRID, (3, 5, 5)) & masks.blocks("plan", order=order),
+    )  # fmt: skip
+    return spec, {"plan": np.ones((4, 2, 2), np.uint8)}
+
+
+def made(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Any, Any, dict[str, Any], Library, dict[str, Any]]:
+    """A compiled kernel, its argument names and values, a library that knows it, its tensors."""
+    spec, values = case(name)
+    config = CONFIGS[name]
+    tunable = AttentionTunable(spec, values, batch=2, templates=(config.template,))
+    compiled: list[Any] = []
+    compile = triton.compile
+
+    def keep(*given: Any, **more: Any) -> Any:
+        compiled.append(compile(*given, **more))
+        return compiled[-1]
+
+    monkeypatch.setattr(triton, "compile", keep)
+    compile_for(tunable, config.to_json(), H100)
+    (kernel,) = compiled
+    kernel.function = 77
+    q, k, v = (torch.zeros(2, h, GRID.tokens, 80, dtype=torch.bfloat16) for h in (4, 2, 2))
+    held = launch.lists(spec.rows(values), 4, "cpu")
+    moving = {
+        "q": q, "k": k, "v": v, "o": torch.zeros_like(q), "lse": torch.zeros(2, 4, GRID.tokens),
+        "counter": torch.zeros(1, dtype=torch.int32),
+    }  # fmt: skip
+    tables = launch.table_tensors(spec, values, "cpu")
+    if config.template == "hopper":
+        _, arguments = hopper_launch.arguments_of(spec, config, held, moving, tables)
+    else:
+        arguments = launch.arguments_of(spec, config, held, moving, tables)
+    fn = codecache.load(tunable.source_of(config.template)).attention_forward
+    library = Library(parameter_sizes(kernel.asm["cubin"], folder))
+    return kernel, fn.arg_names, arguments, library, moving
+
+
+def roles(names: Any, values: dict[str, Any]) -> dict[str, str]:
+    """Which arguments change from call to call."""
+    plain = {n: n.removesuffix("_tail") for n in names}
+    return {n: r for n, r in plain.items() if r in ROLES and values[n] is not None}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_kernel_reads_its_arguments(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each parameter of the binary holds what the call says: sizes and strides, the lists' and the
+    tables' addresses, and in a second call the addresses of its own tensors, in tensor maps too."""
+    kernel, names, values, library, moving = made(name, tmp_path, monkeypatch)
+    ready = direct(kernel, names, values, 12, roles(names, values), Driver(library))
+    assert ready is not None
+    fresh = {role: torch.zeros_like(x) for role, x in moving.items()}
+    for tensors in (moving, fresh):
+        ready(tensors, 5)
+        addresses = {x.data_ptr() for role, x in tensors.items() if role in ready_roles(ready)}
+        read = library.read[-1]
+        held = {struct.unpack_from("<Q", part)[0] for part in read if len(part) in (8, 128)}
+        assert addresses <= held
+        for other in (moving, fresh):
+            if other is not tensors:
+                assert not {x.data_ptr() for x in other.values()} & held
+        static = [values[n] for n in ("start", "full", "partial", "index", "tiles")]
+        assert {x.data_ptr() for x in (*static, *values["tables"])} <= held
+        numbers = {struct.unpack("<i", part)[0] for part in read if len(part) == 4}
+        assert {values["queries"], values["keys"]} <= numbers
+        scale = struct.pack("<f", values["scale_log2"])
+        assert scale in read
+    threads = 32 * kernel.metadata.num_warps
+    shared = kernel.metadata.shared
+    assert set(library.grids) == {(77, 12, 1, 1, threads, 1, 1, shared, 5)}
+
+
+def ready_roles(ready: Direct) -> set[str]:
+    """Tensors whose addresses a launch takes anew."""
+    return {role for _, role in (*ready.pointers, *ready.maps)}
+
+
+def test_what_is_not_known_is_left_to_triton(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other sizes than the binary's, a type without a spelling, clusters, scratch memory and a
+    driver without the calls: no launch of ours."""
+    kernel, names, values, library, _ = made("hopper", tmp_path, monkeypatch)
+    given = roles(names, values)
+
+    def of(**change: Any) -> Direct | None:
+        meta = SimpleNamespace(**{**kernel.metadata._asdict(), **change.get("metadata", {})})
+        src = SimpleNamespace(signature={**kernel.src.signature, **change.get("signature", {})})
+        other = SimpleNamespace(metadata=meta, src=src, function=77)
+        return direct(other, names, values, 12, given, change.get("cuda", Driver(library)))
+
+    assert of() is not None
+    for meta in ({"num_ctas": 2}, {"global_scratch_size": 8}, {"launch_pdl": True}):
+        assert of(metadata=meta) is None
+    assert of(signature={"queries": "i64"}) is None
+    assert of(signature={"queries": "fp8"}) is None
+    for sizes in (library.sizes[:-3], [*library.sizes, 4], [4, *library.sizes[1:]]):
+        assert of(cuda=Driver(Library(sizes))) is None
+    with pytest.raises(AttributeError):
+        Driver(SimpleNamespace(cuLaunchKernel=Function(int)))
+
+
+def test_errors_and_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the driver refuses is an error with its number; launches from several threads never mix
+    their tensors."""
+    kernel, names, values, library, moving = made("hopper", tmp_path, monkeypatch)
+    ready = direct(kernel, names, values, 12, roles(names, values), Driver(library))
+    assert ready is not None
+    library.error = 700
+    with pytest.raises(RuntimeError, match="CUDA error 700"):
+        ready(moving, 5)
+    library.error = 0
+    library.read.clear()
+    sets = [{role: torch.zeros_like(x) for role, x in moving.items()} for _ in range(4)]
+
+    def work(tensors: dict[str, Any]) -> None:
+        for _ in range(200):
+            ready(tensors, 5)
+
+    workers = [threading.Thread(target=work, args=(tensors,)) for tensors in sets]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    whole = [{x.data_ptr() for r, x in s.items() if r in ready_roles(ready)} for s in sets]
+    assert len(library.read) == 800
+    for read in library.read:
+        held = {struct.unpack_from("<Q", part)[0] for part in read if len(part) in (8, 128)}
+        assert [addresses <= held for addresses in whole].count(True) == 1
+        assert sum(bool(addresses & held) for addresses in whole) == 1
