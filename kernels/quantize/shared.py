@@ -1,9 +1,9 @@
 """Shared memory of the quantize template, from its configuration alone.
 
 What the compiler allocates, read off the binaries of Triton 3.7 by samples of the space (a few in
-each run of the tests, a hundred of each dtype and architecture at night): the matrices, for as long as the
-kernel runs; what is loaded ahead (`num_stages`); and one place for what changes hands between
-threads, the operand of a product, the codes on their way out.
+each run of the tests, a hundred of each dtype and architecture at night): the matrices, for as long
+as the kernel runs; what is loaded ahead (`num_stages`); and one place for what changes hands
+between threads, the operand of a product, the codes on their way out.
 """
 
 from __future__ import annotations
