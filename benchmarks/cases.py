@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kdsl import masks
-from kdsl.specs import Attention
+from kdsl.layouts import Outline, activations
+from kdsl.specs import Attention, Quantize
 
 SHAPES = {
     "W": (1, 12, 32768, 128),
@@ -100,5 +101,43 @@ LISTS = {
         ListsCase(f"lists-{name}-d0.10", ATTENTION[f"fwd-{name}-bf16-d0.10"]),
         ListsCase(f"lists-{name}-d0.30", ATTENTION[f"fwd-{name}-bf16-d0.30"]),
         ListsCase(f"lists-{name}-d0.10-inverted", ATTENTION[f"fwd-{name}-bf16-d0.10"], True),
+    )
+}
+
+
+@dataclass(frozen=True)
+class QuantizeCase:
+    """Rows of activations rotated by a Hadamard matrix in blocks, and quantized."""
+
+    id: str
+    columns: int
+    code: str
+    group: int | None = None
+    rows: int = 4608
+    block: int = 128
+
+    @property
+    def spec(self) -> Quantize:
+        """What is computed."""
+        return Quantize(
+            rows=self.rows,
+            columns=self.columns,
+            recipe=Outline((("hadamard", self.block),)),
+            format=activations(self.code, self.group),
+        )
+
+    @property
+    def work(self) -> int:
+        """Bytes that must move: every number in, every code and scale out."""
+        return 2 * self.rows * self.columns + self.spec.format.nbytes((self.rows, self.columns))
+
+
+QUANTIZE = {
+    case.id: case
+    for columns in (1152, 3072, 12288, 15360, 18944)
+    for case in (
+        QuantizeCase(f"quantize-{columns}-int8", columns, "int8"),
+        QuantizeCase(f"quantize-{columns}-fp8", columns, "fp8"),
+        QuantizeCase(f"quantize-{columns}-int4-g128", columns, "int4", 128),
     )
 }

@@ -28,7 +28,9 @@ def newest(
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the table."""
-    table = Table(title="TFLOP/s of kept blocks (lists: GB/s), and how many times faster ours is")
+    table = Table(
+        title="TFLOP/s of kept blocks (lists and quantize: GB/s), and how many times faster ours is"
+    )
     useful = any("useful" in row for row in rows)
     columns = ["card", "case", "density", "impl", "ms", "rate", "ours / peer", "error"]
     for column in columns + ["useful rate"] * useful:

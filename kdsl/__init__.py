@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kdsl.expr import table
     from kdsl.grid import Grid
     from kdsl.runtime import build
-    from kdsl.specs import Attention, Partition, Permute
+    from kdsl.specs import Attention, Partition, Permute, Quantize
 
     __version__: str
 
@@ -25,6 +25,7 @@ __all__ = [
     "KdslError",
     "Partition",
     "Permute",
+    "Quantize",
     "__version__",
     "build",
     "calibrate",
@@ -44,6 +45,7 @@ _HOMES = {
     "KdslError": "kdsl.errors",
     "Partition": "kdsl.specs",
     "Permute": "kdsl.specs",
+    "Quantize": "kdsl.specs",
     "build": "kdsl.runtime",
     "table": "kdsl.expr",
 }

@@ -18,8 +18,10 @@ from kdsl.layouts.describe import describe
 from kdsl.layouts.dynamic import CODES, Layout, int8
 from kdsl.layouts.format import Buffer, Field, Format, Level, Part
 from kdsl.layouts.leaves import Leaves, leaves, operands
+from kdsl.layouts.outline import Outline, tables
 from kdsl.layouts.presets import (
     a8_asymmetric,
+    activations,
     awq,
     block_fp8,
     compressed_tensors,
@@ -50,8 +52,10 @@ __all__ = [
     "Layout",
     "Leaves",
     "Level",
+    "Outline",
     "Part",
     "a8_asymmetric",
+    "activations",
     "awq",
     "block_fp8",
     "compressed_tensors",
@@ -79,6 +83,7 @@ __all__ = [
     "sage",
     "shifted_log",
     "slog",
+    "tables",
     "tlq",
     "to_json",
     "tq1_0",

@@ -119,6 +119,14 @@ class Float:
             top -= 1
         return float(self.decode(np.array([top]))[0])
 
+    @property
+    def nan(self) -> int | None:
+        """A pattern that stands for NaN; None where there is none."""
+        top = (1 << self.exponent + self.mantissa) - 1
+        if self.special == "none" or (self.special == "ieee" and not self.mantissa):
+            return None
+        return top if self.special == "fn" else top - (1 << max(self.mantissa - 1, 0)) + 1
+
     def decode(self, patterns: npt.ArrayLike) -> Floats:
         """Values of patterns."""
         held = np.asarray(patterns, dtype=np.int64)

@@ -5,6 +5,7 @@ Bit orders are facts of the formats, taken from their public descriptions.
 
 from __future__ import annotations
 
+from kdsl.errors import SpecError
 from kdsl.layouts.codebooks import IQ4_NL, NF4, NF_SCALES, shifted_log
 from kdsl.layouts.codes import E2M1, E4M3, E8M0, F16, F32, I32, Code, Float, Int, Lut
 from kdsl.layouts.format import Buffer, Field, Format, Level, Part
@@ -253,6 +254,29 @@ def w8(per: str = "channel") -> Format:
 def a8_asymmetric() -> Format:
     """Activations of W8A8 with a zero point: int8, float32 scale and int32 zero point a token."""
     return _bytes("int8-asymmetric", Int(8, signed=True), Block(1, None), "int8", "range")
+
+
+def activations(code: str = "int8", group: int | None = None, asymmetric: bool = False) -> Format:
+    """Activations on their way into a product: ``"int8"``, ``"fp8"`` (e4m3) or ``"int4"``.
+
+    A float32 scale a token, or for each ``group`` of columns; ``asymmetric`` adds an int32 zero
+    point.  Four bits are packed two to a byte, the lower column in the lower half.
+    """
+    codes: dict[str, Code] = {
+        "int8": Int(8, signed=True),
+        "fp8": E4M3,
+        "int4": Int(4, signed=not asymmetric),
+    }
+    if code not in codes or (asymmetric and code == "fp8"):
+        raise SpecError(
+            f"activations({code!r}, asymmetric={asymmetric})",
+            hint=", ".join(codes) + "; fp8 has no zero point",
+        )
+    per = "token" if group is None else f"{group}"
+    name = f"{code}-{'asymmetric-' if asymmetric else ''}{per}"
+    word = "int8" if code == "int8" else "uint8"
+    fit = "range" if asymmetric else "largest"
+    return _bytes(name, codes[code], Block(1, group), word, fit)
 
 
 def sage(side: str = "query", bits: int = 8) -> Format:

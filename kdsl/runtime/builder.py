@@ -8,7 +8,7 @@ from typing import Any
 
 from kdsl.errors import ConfigError, SpecError, UnsupportedError
 from kdsl.runtime.operator import Operator, Tables
-from kdsl.specs import Attention, Permute, Spec
+from kdsl.specs import Attention, Permute, Quantize, Spec
 from kdsl.targets import Target, from_device
 from kdsl.targets import get as target_named
 
@@ -37,7 +37,7 @@ def build(
     configurations of the gradients' kernels, by name: ``"keys"`` for dK and dV, ``"queries"`` for
     dQ; they are chosen as the forward's when they are first needed.
     """
-    if not isinstance(spec, (Attention, Permute)):
+    if not isinstance(spec, (Attention, Permute, Quantize)):
         raise SpecError(
             f"build takes a spec, got {type(spec).__name__}", hint="kdsl.Attention(...)"
         )
@@ -59,10 +59,9 @@ def build(
             )
         return PermuteOperator(spec, target, own, config, mode, here, tables)
     from kdsl.runtime.arrays import interpreting
-    from kdsl.runtime.attention import AttentionOperator
-    from kdsl.runtime.quantized import QuantizedOperator
 
-    picked = _pick(backend, ("triton", "gluon"), target)
+    own_backends = ("triton",) if isinstance(spec, Quantize) else ("triton", "gluon")
+    picked = _pick(backend, own_backends, target)
     if interpreting() and picked != "reference":
         if picked == "gluon":
             raise UnsupportedError("Gluon has no interpreter", hint='backend="triton"')
@@ -77,6 +76,15 @@ def build(
         # The interpreter takes any configuration; an A100's default keeps it small.
         target = target_named("a100")
     here = here or interpreting()
+    if isinstance(spec, Quantize):
+        from kdsl.runtime.quantize import QuantizeOperator
+
+        if backward:
+            raise ConfigError("quantize has no backward kernels", hint="backward=None")
+        return QuantizeOperator(spec, target, picked or "triton", config, mode, here, tables)
+    from kdsl.runtime.attention import AttentionOperator
+    from kdsl.runtime.quantized import QuantizedOperator
+
     if spec.layout is not None and picked is None:
         picked = "triton"  # Hopper's own has not been measured
     kind = AttentionOperator if spec.layout is None else QuantizedOperator

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kdsl.errors import InputError
-from kdsl.specs import Attention, Permute
+from kdsl.specs import Attention, Permute, Quantize
 
 AXES = "[batch, heads, tokens, head_dim]"
 
@@ -95,6 +95,32 @@ def check_permuted(spec: Permute, tensors: tuple[Any, ...], *, any_dtype: bool =
     return x
 
 
+def check_quantized(
+    spec: Quantize, tensors: tuple[Any, ...], *, any_dtype: bool = False
+) -> tuple[Any, Any, Any]:
+    """x, and scale and shift or None twice, if they fit; InputError names what does not."""
+    names = ("x", "scale", "shift") if spec.modulate else ("x",)
+    if len(tensors) != len(names):
+        raise InputError(
+            f"quantize takes {', '.join(names)}, got {len(tensors)} tensors",
+            hint=f"op({', '.join(names)})",
+        )
+    dtype = None if any_dtype else spec.dtype
+    for name, tensor in zip(names, tensors, strict=True):
+        _check_kind(name, tensor)
+    x = tensors[0]
+    lead = tuple(x.shape[:1]) if len(x.shape) == 3 else ()
+    _check_form("x", x, (*lead, spec.rows, spec.columns), dtype, "Quantize", "[rows, columns]")
+    for name, tensor in zip(names[1:], tensors[1:], strict=True):
+        items = lead if len(tensor.shape) == 2 else ()
+        wanted = (*items, spec.columns)
+        _check_form(name, tensor, wanted, dtype, "Quantize", "[columns] or [batch, columns]")
+        if _kind(tensor) != _kind(x) or getattr(tensor, "device", 0) != getattr(x, "device", 0):
+            raise InputError(f"{name} and x are not of one kind and on one device")
+    scale, shift = tensors[1:] if spec.modulate else (None, None)
+    return x, scale, shift
+
+
 def _check_kind(name: str, x: Any) -> None:
     if not hasattr(x, "shape") or not hasattr(x, "dtype"):
         raise InputError(f"{name} is a {type(x).__name__}", hint="a torch tensor or a NumPy array")
@@ -105,15 +131,25 @@ def _check_kind(name: str, x: Any) -> None:
 
 
 def _check_form(
-    name: str, x: Any, wanted: tuple[int, ...], dtype: str | None, operation: str
+    name: str,
+    x: Any,
+    wanted: tuple[int, ...],
+    dtype: str | None,
+    operation: str,
+    axes: str = AXES,
 ) -> None:
     found = tuple(x.shape)
     if found != wanted:
-        swapped = len(found) == 4 and found == (wanted[0], wanted[2], wanted[1], wanted[3])
+        swapped = len(found) == len(wanted) == 4 and found == (
+            wanted[0],
+            wanted[2],
+            wanted[1],
+            wanted[3],
+        )
         hint = f"{name}.transpose(1, 2): {wanted}" if swapped else str(wanted)
         if swapped and _kind(x) != "torch tensor":
             hint = f"{name}.swapaxes(1, 2): {wanted}"
-        raise InputError(f"{name} has shape {found}", where=AXES, hint=hint)
+        raise InputError(f"{name} has shape {found}", where=axes, hint=hint)
     if dtype is not None and not _fits(x, dtype):
         said = str(x.dtype).removeprefix("torch.")
         raise InputError(

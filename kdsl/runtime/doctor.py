@@ -14,7 +14,14 @@ import numpy as np
 
 from kdsl.errors import CompileError, ConfigError, KdslError, StoreError, UnsupportedError
 from kdsl.grid import Grid
-from kdsl.layouts import int8, int8_qk, int8_qk_fp8_pv, int8_qk_int8_pv
+from kdsl.layouts import (
+    Outline,
+    activations,
+    int8,
+    int8_qk,
+    int8_qk_fp8_pv,
+    int8_qk_int8_pv,
+)
 from kdsl.orders import axes
 from kdsl.runtime import codecache
 from kdsl.runtime.aot import compile_for
@@ -25,7 +32,7 @@ from kdsl.runtime.choice import Choice
 from kdsl.runtime.operator import Operator
 from kdsl.runtime.records import default_place, default_sources
 from kdsl.runtime.tunables import tunable_for
-from kdsl.specs import DTYPES, HEAD_DIMS, Attention, Permute, Spec
+from kdsl.specs import DTYPES, HEAD_DIMS, Attention, Permute, Quantize, Spec
 from kdsl.targets import Target
 
 MEASURED, COMPILED, NO, FAILS = "measured", "compiled only", "not supported", "fails"
@@ -33,11 +40,14 @@ MEASURED, COMPILED, NO, FAILS = "measured", "compiled only", "not supported", "f
 kernel or none that compiles; ran here and is wrong, or did not end."""
 GRID = Grid(height=10, width=20)
 """Tokens of a trial: ragged against every block."""
+TURN = Outline((("hadamard", 128),))
+WIDTHS = (3072, 12288)
+"""Columns of activations that are quantized: a hidden state and what lies between two layers."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One operation, tried.  ``dtype`` and ``head_dim`` may be ``"all"``."""
+    """One operation, tried.  ``dtype`` and ``head_dim`` (or columns) may be ``"all"``."""
 
     operation: str
     direction: str
@@ -80,14 +90,15 @@ def examine(target: Target | None, say: Callable[[str], None]) -> Iterator[Findi
         return
     rows = measured_rows(target)
     for operation, direction, op, spec in subjects():
-        say(f"{operation} {direction} {spec.dtype} head_dim {spec.head_dim}")
+        width = spec.columns if isinstance(spec, Quantize) else spec.head_dim
+        say(f"{operation} {direction} {spec.dtype} width {width}")
         status, note = _tried(spec, op, target, here)
-        if known := rows[op, spec.dtype, spec.head_dim]:
+        if known := rows[op, spec.dtype, width]:
             note += f"; {known} measured rows of {target.name} in the database"
-        yield Finding(operation, direction, spec.dtype, str(spec.head_dim), status, note)
+        yield Finding(operation, direction, spec.dtype, str(width), status, note)
 
 
-def subjects() -> Iterator[tuple[str, str, str, Spec]]:
+def subjects() -> Iterator[tuple[str, str, str, Attention | Permute | Quantize]]:
     """What is tried: name, direction, operation, spec."""
     order = axes(GRID, "WH")
     parts = {
@@ -103,6 +114,10 @@ def subjects() -> Iterator[tuple[str, str, str, Spec]]:
     for (pv, held), dtype, dim in itertools.product(coded, DTYPES[:2], HEAD_DIMS):
         spec = Attention(tokens=GRID, heads=2, head_dim=dim, dtype=dtype, layout=held)
         yield f"attention, int8 QK, {pv} PV", "forward", "attention_quantized", spec
+    for code, dtype, columns in itertools.product(("int8", "fp8", "int4"), DTYPES, WIDTHS):
+        fmt = activations(code)
+        turned = Quantize(rows=GRID.tokens, columns=columns, dtype=dtype, recipe=TURN, format=fmt)
+        yield f"rotate, quantize to {code}", "forward", "quantize", turned
     for layout, dtype, head_dim in itertools.product((None, int8()), DTYPES, HEAD_DIMS):
         yield (
             f"permute{f' to {layout.code}' if layout else ''}",
@@ -128,7 +143,8 @@ def measured_rows(target: Target) -> Counter[tuple[str, str, int]]:
                         if (t.device.name, t.measurement.kind, t.measurement.status)
                         == (target.name, "measured", "ok")
                     ]
-                    of = (op, workload.dtypes.get("tensors", ""), workload.dims.get("head_dim", 0))
+                    width = workload.dims.get("head_dim", workload.dims.get("columns", 0))
+                    of = (op, workload.dtypes.get("tensors", ""), width)
                     out[of] += len(found)
     except StoreError:
         # Who tunes hears of it; here it only means that there is nothing to count.
@@ -210,6 +226,11 @@ def _references(say: Callable[[str], None]) -> Iterator[Finding]:
     same = bool((moved[0, 0] == x[0, 0, order.index()]).all())
     note = "NumPy reference: every token where its order says" if same else "tokens misplaced"
     yield Finding("permute", "forward", "all", "all", MEASURED if same else FAILS, note)
+    coded = Quantize(rows=2, columns=128, dtype="float32", format=activations(), recipe=TURN)
+    ones, _ = build(coded, backend="reference").reference(np.eye(2, 128, dtype=np.float32))
+    same = bool((np.abs(ones) == 127).all())
+    note = "NumPy reference: a rotation spreads one entry evenly" if same else "codes are off"
+    yield Finding("quantize", "forward", "all", "all", MEASURED if same else FAILS, note)
 
 
 def reference_error() -> tuple[float, float]:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from kdsl.runtime.attention import AttentionOperator
     from kdsl.runtime.operator import Operator
     from kdsl.runtime.permute import PermuteOperator
+    from kdsl.runtime.quantize import QuantizeOperator
 
 
 def explain_attention(op: AttentionOperator) -> str:
@@ -50,6 +51,20 @@ def explain_permute(op: PermuteOperator) -> str:
     return "\n".join([*lines, *_times(op, cost)])
 
 
+def explain_quantize(op: QuantizeOperator) -> str:
+    """Backend, configuration and its source, steps and cost of a quantize operator."""
+    spec, cost = op.spec, op.cost()
+    steps = [s for s in (spec.norm, "modulate" if spec.modulate else None, spec.activation) if s]
+    steps += [f"{kind} {block}" if block else kind for kind, block in spec.recipe.steps]
+    lines = [
+        f"quantize   {spec.rows} rows x {spec.columns} columns, {spec.dtype} to {spec.format.name}",
+        f"steps      {', '.join(steps) or 'none'}",
+        *_chosen(op),
+        f"work       {cost['bytes'] / 1e6:.1f} MB",
+    ]
+    return "\n".join([*lines, *_times(op, cost)])
+
+
 def _chosen(op: Operator) -> list[str]:
     where = op.target.name if op.target else "no GPU: NumPy reference"
     lines = [f"backend    {op.backend} ({where}{'' if op.here or not op.target else ', not here'})"]
@@ -60,7 +75,9 @@ def _chosen(op: Operator) -> list[str]:
     return lines
 
 
-def _times(op: AttentionOperator | PermuteOperator, cost: Mapping[str, float]) -> list[str]:
+def _times(
+    op: AttentionOperator | PermuteOperator | QuantizeOperator, cost: Mapping[str, float]
+) -> list[str]:
     lines = []
     if "predicted_us" in cost:
         known = op.choice.predicted_us if op.choice is not None else None

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from kdsl.errors import UnsupportedError
 from kdsl.runtime.tunable import Tunable
-from kdsl.specs import Attention, Permute, Spec
+from kdsl.specs import Attention, Permute, Quantize, Spec
 
 
 def tunable_for(
@@ -40,6 +40,10 @@ def tunable_for(
         from kdsl.kernels.permute.tunable import PermuteTunable
 
         return PermuteTunable(spec, tables, batch)
+    if isinstance(spec, Quantize):
+        from kdsl.kernels.quantize.tunable import QuantizeTunable
+
+        return QuantizeTunable(spec, tables, batch)
     raise UnsupportedError(
         f"nothing can be tuned about {type(spec).__name__} yet", hint="kdsl.Attention(...)"
     )
@@ -51,4 +55,6 @@ def operations(spec: Spec) -> tuple[str, ...]:
         if spec.layout is not None:
             return ("attention_quantized",)
         return "attention", "attention_backward_keys", "attention_backward_queries"
+    if isinstance(spec, Quantize):
+        return ("quantize",)
     return ("permute",) if isinstance(spec, Permute) else ()

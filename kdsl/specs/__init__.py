@@ -14,6 +14,7 @@ from kdsl.specs.attention import HEAD_DIMS, Attention
 from kdsl.specs.common import DTYPES, as_array, canonical, digest
 from kdsl.specs.partition import LINKS, Partition
 from kdsl.specs.permute import Permute
+from kdsl.specs.quantize import Quantize
 
 __all__ = [
     "DTYPES",
@@ -22,6 +23,7 @@ __all__ = [
     "Attention",
     "Partition",
     "Permute",
+    "Quantize",
     "Spec",
     "as_array",
     "canonical",
@@ -29,8 +31,13 @@ __all__ = [
     "from_json",
 ]
 
-Spec = Attention | Permute | Partition
-_SPECS: dict[str, Any] = {"attention": Attention, "permute": Permute, "partition": Partition}
+Spec = Attention | Permute | Partition | Quantize
+_SPECS: dict[str, Any] = {
+    "attention": Attention,
+    "permute": Permute,
+    "partition": Partition,
+    "quantize": Quantize,
+}
 
 
 @reading("spec")

@@ -14,8 +14,8 @@ import pytest
 from kdsl import masks, orders, specs
 from kdsl.expr import table
 from kdsl.grid import Grid
-from kdsl.layouts import int4_qk, int8, int8_qk, int8_qk_fp8_pv
-from kdsl.specs import Attention, Permute, Spec
+from kdsl.layouts import Outline, activations, int4_qk, int8, int8_qk, int8_qk_fp8_pv
+from kdsl.specs import Attention, Permute, Quantize, Spec
 
 GOLDEN = Path(__file__).with_name("golden.json")
 VIDEO = Grid(frames=21, height=30, width=52)
@@ -89,6 +89,14 @@ def some_specs() -> dict[str, Spec]:
         "permute": Permute(tokens=MIXED, heads=24, head_dim=64, order=orders.axes(MIXED, "HFW")),
         "quantize": Permute(
             tokens=VIDEO, heads=12, head_dim=128, order=cubes, layout=int8("block", 64)
+        ),
+        "rotate and quantize": Quantize(
+            rows=4608,
+            columns=3072,
+            format=activations("int4", 128, asymmetric=True),
+            recipe=Outline((("mean", 0), ("channels", 0), ("signs", 0), ("hadamard", 128))),
+            norm="layer",
+            modulate=True,
         ),
     }
 
