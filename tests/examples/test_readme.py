@@ -1,4 +1,4 @@
-"""The README's code runs as it stands, and its picture is of the mask in it."""
+"""The README's code runs as it stands, its picture is of the mask in it, its figures are rows."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+
+from benchmarks.cases import DENSITIES
+from benchmarks.rows import load
+from benchmarks.table import newest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 README = (ROOT / "README.md").read_text()
@@ -46,3 +50,16 @@ def test_commands_are_real() -> None:
         )  # fmt: skip
         assert shown.returncode == 0, shown.stderr
         assert not [o for o in options if o not in shown.stdout], line
+
+
+def test_its_figures_are_rows() -> None:
+    """Each rate, and its ratio to FlexAttention, is that of the newest run on an H100."""
+    found = newest(load(ROOT / "benchmarks" / "results"))
+    lines = {"W": "12 heads x 32,768 tokens x 128", "C": "48 heads x 17,920 tokens x 64"}
+    for case, title in lines.items():
+        (line,) = re.findall(rf"^\| {title} \|(.*)\|$", README, re.MULTILINE)
+        for density, cell in zip(DENSITIES, line.split("|"), strict=True):
+            rows = found["NVIDIA H100 80GB HBM3", f"fwd-{case}-bf16-d{density:.2f}"]
+            own, peer = rows["kdsl"], rows["FlexAttention"]
+            rate = own["work"] / own["ms"] / 1e9
+            assert cell.strip() == f"{rate:.0f} ({peer['ms'] / own['ms']:.2f}x)"
