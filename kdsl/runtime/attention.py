@@ -16,6 +16,7 @@ from kdsl.errors import ConfigError, InputError, UnsupportedError
 from kdsl.kernels.attention import launch
 from kdsl.kernels.attention.backward.tunable import KERNELS, BackwardTunable, kernels
 from kdsl.kernels.attention.config import BACKENDS, OFFERED, Config
+from kdsl.kernels.attention.prepared import kind_of
 from kdsl.kernels.attention.quantized.tunable import tunable_of
 from kdsl.reference.attention import attention as reference_attention
 from kdsl.runtime import codecache
@@ -207,9 +208,7 @@ class AttentionOperator(Operator):
         try:
             if self.seen_by_torch(tensors):
                 return None
-            return tuple(
-                (x.shape, x.stride(), x.dtype, x.device, x.data_ptr() % 16) for x in tensors
-            )
+            return kind_of(tensors)
         except (AttributeError, TypeError):
             return None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,7 +50,8 @@ class OnDevice:
         self.needed = {t.name for t in spec.open_tables} - set(self.fixed)
         self.names = {t.name for t in spec.open_tables}
         self.kept: OrderedDict[Any, list[Source]] = OrderedDict()
-        self.counters: dict[Any, dict[int, Tensor]] = {}
+        self.launches: dict[Any, tuple[dict[int, Tensor], dict[Any, Any]]] = {}
+        """By device: counters and prepared launches, which outlive the lists of a call."""
 
     def reads(self, tables: Any, device: Any) -> bool:
         """Whether lists of a call are made on its device: this is decided here and nowhere else.
@@ -187,6 +187,5 @@ class OnDevice:
         from kdsl.runtime.program import as_lists
 
         values = self.values(program, tables, device, tensors)
-        held = as_lists(program.lists(values, batch, False))
-        # A launch leaves its stream's counter at 0: the next call's lists can use it again.
-        return replace(held, counters=self.counters.setdefault(device, {})), tuple(values)
+        made = program.lists(values, batch, False)
+        return as_lists(made, 0, *self.launches.setdefault(device, ({}, {}))), tuple(values)

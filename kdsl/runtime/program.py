@@ -21,6 +21,7 @@ from kdsl.kernels.attention.backward.tunable import source as backward_source
 from kdsl.kernels.attention.config import Config
 from kdsl.kernels.attention.fallback import fitting
 from kdsl.kernels.attention.hopper.backward import launch as hopper
+from kdsl.kernels.attention.prepared import kind_of
 from kdsl.kernels.attention.quantized import launch as quantized
 from kdsl.kernels.attention.quantized.tunable import tunable_of
 from kdsl.kernels.attention.tunable import AttentionTunable
@@ -84,6 +85,11 @@ class Program:
         return replace(self.spec, return_lse=True)
 
     @cached_property
+    def launches(self) -> dict[Any, tuple[dict[int, Tensor], dict[Any, Any]]]:
+        """By device: counters and prepared launches, which outlive the lists of a call."""
+        return {}
+
+    @cached_property
     def _forward(self) -> Any:
         made = tunable_of(self.spec).source_of(self.configs[FORWARD].template)
         return codecache.load(made)
@@ -138,8 +144,14 @@ class Program:
             return like(out, q), like(lse, q, np.float32)
         config = self._fitting(FORWARD, tensors)
         return launch.launch(
-            self._forward, self._whole, config, as_lists(lists), tensors, tuple(tables)
-        )
+            self._forward, self._whole, config, self._lists(lists), tensors, tuple(tables),
+            kind=(config, kind_of(tensors)),
+        )  # fmt: skip
+
+    def _lists(self, tensors: Sequence[Tensor]) -> launch.Lists:
+        """The forward's, whose counters and launches stay from call to call."""
+        device = tensors[0].device
+        return as_lists(tensors, 0, *self.launches.setdefault(device, ({}, {})))
 
     def quantized(
         self, operands: Sequence[Tensor], lists: Sequence[Tensor], tables: Sequence[Tensor]
@@ -161,8 +173,9 @@ class Program:
         if config.template != self.configs[FORWARD].template:
             module = codecache.load(tunable.source_of(config.template))
         return quantized.launch(
-            module, self._whole, config, as_lists(lists), tuple(operands), tuple(tables)
-        )
+            module, self._whole, config, self._lists(lists), tuple(operands), tuple(tables),
+            kind=(config, kind_of(operands)),
+        )  # fmt: skip
 
     def backward(
         self,
@@ -266,7 +279,17 @@ def _launcher(config: Config) -> Any:
     return hopper if config.template == "hopper" else backward
 
 
-def as_lists(tensors: Sequence[Tensor], at: int = 0) -> launch.Lists:
-    """One set of lists among those that stand in a row."""
+def as_lists(
+    tensors: Sequence[Tensor],
+    at: int = 0,
+    counters: dict[int, Tensor] | None = None,
+    prepared: dict[Any, Any] | None = None,
+) -> launch.Lists:
+    """One set of lists among those that stand in a row; counters and launches are the caller's."""
     start, full, partial, index, tiles = tensors[at : at + LISTS]
-    return launch.Lists(start, full, partial, index, tiles, start.shape[2])
+    return launch.Lists(
+        start, full, partial, index, tiles, start.shape[2],
+        counters={} if counters is None else counters,
+        prepared={} if prepared is None else prepared,
+        in_call=True,
+    )  # fmt: skip

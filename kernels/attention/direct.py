@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -118,15 +118,25 @@ class Direct:
     """Addresses that change, and the tensors they are of."""
     maps: tuple[tuple[int, str], ...]
     """Tensor maps that change, and the tensors they describe."""
+    held: tuple[tuple[Any, str], ...]
+    """Addresses of the lists."""
+    tables: tuple[Any, ...]
+    """Addresses of the tables."""
     parameters: Any = field(repr=False)
     lock: Any = field(default_factory=threading.Lock, repr=False)
 
-    def __call__(self, tensors: Mapping[str, Tensor], stream: int) -> None:
+    def __call__(
+        self, tensors: Mapping[str, Tensor], lists: Any, tables: Sequence[Tensor], stream: int
+    ) -> None:
         """Launch; RuntimeError with the driver's number for what went wrong."""
         replace, error = self.cuda.replace_address, 0
         with self.lock:
             for cell, role in self.pointers:
                 cell.value = tensors[role].data_ptr()
+            for cell, role in self.held:
+                cell.value = getattr(lists, role).data_ptr()
+            for cell, table in zip(self.tables, tables, strict=True):
+                cell.value = table.data_ptr()
             for at, role in self.maps:
                 error |= replace(at, tensors[role].data_ptr())
             error = error or self.cuda.launch(
@@ -143,12 +153,14 @@ def direct(
     values: Mapping[str, Any],
     programs: int,
     roles: Mapping[str, str],
+    listed: Collection[str] = (),
     cuda: Driver | None = None,
 ) -> Direct | None:
     """The launch of a compiled Triton kernel that was launched with these values; None where only
     Triton knows how.
 
-    ``roles`` says of which tensor a pointer or a descriptor is that changes from call to call.
+    ``roles`` says of which tensor a pointer or a descriptor is that changes from call to call;
+    those in ``listed`` are attributes of the call's lists.
     """
     cuda = cuda or driver()
     if cuda is None:
@@ -158,15 +170,18 @@ def direct(
         cells: list[Cell] = []
         pointers: list[tuple[Any, str]] = []
         maps: list[tuple[int, str]] = []
+        held: list[tuple[Any, str]] = []
+        tables: list[Any] = []
         metas = iter(getattr(kernel.metadata, "tensordesc_meta", None) or ())
         for name in names:
             kind, value, role = kernel.src.signature[name], values[name], roles.get(name)
             made = list(parameters_of(kind, value, metas, cuda))
-            if role is not None and made:
-                is_map = made[0].size == MAP_BYTES
-                (maps if is_map else pointers).append(
-                    (made[0].at if is_map else made[0].held, role)
-                )
+            if name == "tables":
+                tables = [cell.held for cell in made]
+            elif role is not None and made and made[0].size == MAP_BYTES:
+                maps.append((made[0].at, role))
+            elif role is not None and made:
+                (held if role in listed else pointers).append((made[0].held, role))
             cells += made
         sizes = cuda.parameter_sizes(kernel.function)
         if sizes[: len(cells)] != [c.size for c in cells]:
@@ -181,7 +196,7 @@ def direct(
     array = (ctypes.c_void_p * len(cells))(*(c.at for c in cells))
     return Direct(
         cuda, kernel.function, programs, 32 * plain.num_warps, plain.shared, tuple(cells),
-        tuple(pointers), tuple(maps), array,
+        tuple(pointers), tuple(maps), tuple(held), tuple(tables), array,
     )  # fmt: skip
 
 

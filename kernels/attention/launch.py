@@ -39,6 +39,18 @@ class Lists:
     prepared: dict[Any, Any] = field(default_factory=dict)
     """Launches that were made before, by what must be equal to make one again."""
 
+    in_call: bool = False
+    """Whether they were made in the call: counters and launches are then of all such lists."""
+
+    def key(self, kind: Any, tables: tuple[Tensor, ...]) -> Any:
+        """What a launch depends on of the call's ``kind``, of the lists and of tables; None where
+        it is not to be made again."""
+        if kind is None or not self.in_call:
+            return kind
+        if any(x.data_ptr() % 16 for x in (*self.tensors, *tables)):
+            return None
+        return (kind, self.rows, self.strides)
+
     def counter(self, stream: int) -> Tensor:
         """A counter at 0 that no launch on another stream uses at the same time.
 
@@ -134,9 +146,10 @@ def launch(
         hopper.launch(module, spec, config, held, tensors, tables, out, lse, kind)
         return out, lse
     moving = {"q": q, "k": k, "v": v, "o": out, "lse": lse}
-    ready = None if kind is None else held.prepared.get(kind)
-    if ready is not None and ready.tables is tables:
-        ready(moving, hopper.stream_of(q.device))
+    key = held.key(kind, tables)
+    ready = None if key is None else held.prepared.get(key)
+    if ready is not None:
+        ready(moving, held, tables, hopper.stream_of(q.device))
         return out, lse
     programs = batch * heads * held.rows * (spec.block[0] // config.block_m)
     values = arguments_of(spec, config, held, moving, tables)
@@ -144,8 +157,8 @@ def launch(
     kernel = fn[(programs,)](
         **values, num_warps=config.num_warps, num_stages=config.num_stages, enable_fp_fusion=True
     )
-    if kind is not None:
-        keep(held.prepared, kind, kernel, fn.arg_names, values, programs)
+    if key is not None:
+        keep(held.prepared, key, kernel, fn.arg_names, values, programs)
     return out, lse
 
 

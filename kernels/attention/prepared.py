@@ -21,6 +21,8 @@ MOVING = (
     *("q_scale", "k_scale", "v_scale", "v_sum"),
 )
 """Tensors that change from one call to the next; with ``_tail``, descriptors of them."""
+HELD = ("start", "full", "partial", "index", "tiles")
+"""Those of the lists: other ones in each call where they are made in it, as the tables are."""
 
 
 @dataclass(frozen=True)
@@ -31,38 +33,51 @@ class Prepared:
 
     kernel: Any
     programs: int
-    tables: tuple[Tensor, ...]
     arguments: tuple[Any, ...]
     moving: tuple[tuple[int, str], ...]
     """Places of the arguments that change, and the tensors they are or describe."""
+    held: tuple[tuple[int, str], ...]
+    """Places of the lists."""
+    tables: int
+    """Place of the tables."""
     direct: Direct | None
     """The same past Triton's launcher; None where only that knows how."""
 
     @staticmethod
     def of(kernel: Any, names: Sequence[str], values: Mapping[str, Any], programs: int) -> Prepared:
         """Of a call that was made: `values` by name, `names` in the order the kernel takes them."""
-        roles = [(i, n.removesuffix("_tail")) for i, n in enumerate(names)]
-        moving = [(i, n) for i, n in roles if n in MOVING and values[names[i]] is not None]
-        made = direct(kernel, names, values, programs, {names[i]: role for i, role in moving})
+        plain = [(i, n.removesuffix("_tail")) for i, n in enumerate(names)]
+        moving = [(i, n) for i, n in plain if n in MOVING and values[names[i]] is not None]
+        held = [(i, n) for i, n in enumerate(names) if n in HELD]
+        roles = {names[i]: role for i, role in (*moving, *held)}
+        made = direct(kernel, names, values, programs, roles, HELD)
         arguments = [values[n] for n in names]
-        for i, _ in moving:
+        tables = names.index("tables")
+        for i in (*(i for i, _ in (*moving, *held)), tables):
             # The tensors themselves are the caller's, to be freed when he lets go of them.
             arguments[i] = over(arguments[i], None) if hasattr(arguments[i], "base") else None
-        return Prepared(kernel, programs, values["tables"], tuple(arguments), tuple(moving), made)
+        return Prepared(
+            kernel, programs, tuple(arguments), tuple(moving), tuple(held), tables, made
+        )
 
-    def __call__(self, tensors: Mapping[str, Tensor], stream: int) -> None:
-        """Launch on other tensors of the same shapes, strides and alignment."""
+    def __call__(
+        self, tensors: Mapping[str, Tensor], lists: Any, tables: tuple[Tensor, ...], stream: int
+    ) -> None:
+        """Launch on other tensors, lists and tables of the same shapes, strides and alignment."""
         from triton import knobs
 
         hooks = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
         # Who profiles launches through Triton hears of this one too.
         if self.direct is not None and not any(getattr(h, "calls", h) for h in hooks):
-            self.direct(tensors, stream)
+            self.direct(tensors, lists, tables, stream)
             return
         arguments = list(self.arguments)
         for place, role in self.moving:
             held = arguments[place]
             arguments[place] = over(held, tensors[role]) if hasattr(held, "base") else tensors[role]
+        for place, role in self.held:
+            arguments[place] = getattr(lists, role)
+        arguments[self.tables] = tables
         kernel, grid = self.kernel, (self.programs, 1, 1)
         kernel.run(
             *grid,
@@ -73,6 +88,11 @@ class Prepared:
             *hooks,
             *arguments,
         )
+
+
+def kind_of(tensors: Sequence[Any]) -> Any:
+    """All of a call's tensors that a launch depends on, but not where they lie."""
+    return tuple((x.shape, x.stride(), x.dtype, x.device, x.data_ptr() % 16) for x in tensors)
 
 
 def over(descriptor: Any, x: Tensor | None) -> Any:

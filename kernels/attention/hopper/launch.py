@@ -13,7 +13,7 @@ from kdsl.kernels.attention.hopper.config import (
     options,
     stores_by_descriptor,
 )
-from kdsl.kernels.attention.prepared import keep
+from kdsl.kernels.attention.prepared import keep, kind_of
 from kdsl.specs import Attention
 
 if TYPE_CHECKING:
@@ -64,18 +64,20 @@ def launch(
     stream = stream_of(tensors[0].device)
     q, k, v = stored(module, spec, held, tensors, tables, stream, kind)
     moving = {"q": q, "k": k, "v": v, "o": out, "lse": lse, "counter": held.counter(stream)}
-    key = kind or (
+    kind = kind or (
         module, config, q.shape[0], q.stride(), k.stride(), v.stride(), out.stride(),
         out.data_ptr() % ALIGNMENT, lse.data_ptr() % ALIGNMENT,
     )  # fmt: skip
-    ready = held.prepared.get(key)
-    if ready is not None and ready.tables is tables:
-        ready(moving, stream)
+    key = held.key(kind, tables)
+    ready = None if key is None else held.prepared.get(key)
+    if ready is not None:
+        ready(moving, held, tables, stream)
         return
     programs, values = arguments_of(spec, config, held, moving, tables)
     fn = module.attention_forward
     kernel = fn[(programs,)](**values, **options(config))
-    keep(held.prepared, key, kernel, fn.arg_names, values, programs)
+    if key is not None:
+        keep(held.prepared, key, kernel, fn.arg_names, values, programs)
 
 
 def stored(
@@ -93,20 +95,17 @@ def stored(
     turned = to_copy(spec)
     if not any(turned):
         return tensors
-    q, k, v = tensors
+    q, k, _ = tensors
     copies = [
         torch.empty_like(x, memory_format=torch.contiguous_format) if made else x
         for x, made in zip(tensors, (turned[0], turned[1], turned[1]), strict=True)
     ]
     names = ("q", "k", "v", "q_stored", "k_stored", "v_stored")
     moving = dict(zip(names, (*tensors, *copies), strict=True))
-    key = ("copy", kind) if kind else (
-        "copy", module, q.shape[0], q.stride(), k.stride(), v.stride(),
-        *(x.data_ptr() % ALIGNMENT for x in tensors),
-    )  # fmt: skip
-    ready = held.prepared.get(key)
-    if ready is not None and ready.tables is tables:
-        ready(moving, stream)
+    key = held.key(("copy", kind or (module, kind_of(tensors))), tables)
+    ready = None if key is None else held.prepared.get(key)
+    if ready is not None:
+        ready(moving, held, tables, stream)
     else:
         batch, heads, queries, head_dim = q.shape
         rows = copied_rows(head_dim)
@@ -123,7 +122,8 @@ def stored(
             values |= {f"{name}_{axis}": n for axis, n in zip("bhn", x.stride()[:3], strict=True)}
         fn, programs = module.attention_copy, programs_q + 2 * programs_k
         kernel = fn[(programs,)](**values, num_warps=4)
-        keep(held.prepared, key, kernel, fn.arg_names, values, programs)
+        if key is not None:
+            keep(held.prepared, key, kernel, fn.arg_names, values, programs)
     return copies[0], copies[1], copies[2]
 
 

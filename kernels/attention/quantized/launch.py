@@ -52,9 +52,10 @@ def launch(
     moving = {**given, "o": out, "lse": lse}
     if config.template == "hopper":
         moving["counter"] = held.counter(stream)
-    ready = None if kind is None else held.prepared.get(kind)
-    if ready is not None and ready.tables is tables:
-        ready(moving, stream)
+    key = held.key(kind, tables)
+    ready = None if key is None else held.prepared.get(key)
+    if ready is not None:
+        ready(moving, held, tables, stream)
         return out, lse
     fn = module.attention_quantized
     if config.template == "hopper":
@@ -65,8 +66,8 @@ def launch(
         values = arguments_of(spec, config, held, moving, tables)
         options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     kernel = fn[(programs,)](**values, **options, enable_fp_fusion=True)
-    if kind is not None:
-        keep(held.prepared, kind, kernel, fn.arg_names, values, programs)
+    if key is not None:
+        keep(held.prepared, key, kernel, fn.arg_names, values, programs)
     return out, lse
 
 

@@ -20,6 +20,7 @@ from kdsl.kernels.attention import launch
 from kdsl.kernels.attention.config import Config
 from kdsl.kernels.attention.direct import Direct, Driver, direct
 from kdsl.kernels.attention.hopper import launch as hopper_launch
+from kdsl.kernels.attention.prepared import HELD
 from kdsl.kernels.attention.tunable import AttentionTunable
 from kdsl.runtime import codecache
 from kdsl.runtime.aot import compile_for
@@ -31,7 +32,7 @@ torch = pytest.importorskip("torch")
 H100 = targets.get("h100")
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 GRID = Grid(frames=2, height=9, width=14, text=4)
-ROLES = {name: name for name in ("q", "k", "v", "o", "lse", "counter")}
+ROLES = ("q", "k", "v", "o", "lse", "counter", *HELD)
 CONFIGS = {
     "hopper": Config(128, 128, 8, 2, "descriptor", "hopper", workers=1),
     "descriptor": Config(128, 64, 4, 2, "descriptor"),
@@ -147,6 +148,11 @@ def roles(names: Any, values: dict[str, Any]) -> dict[str, str]:
     return {n: r for n, r in plain.items() if r in ROLES and values[n] is not None}
 
 
+def lists_of(values: dict[str, Any]) -> SimpleNamespace:
+    """The lists of a call."""
+    return SimpleNamespace(**{name: values[name] for name in HELD})
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_kernel_reads_its_arguments(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -154,20 +160,24 @@ def test_the_kernel_reads_its_arguments(
     """Each parameter of the binary holds what the call says: sizes and strides, the lists' and the
     tables' addresses, and in a second call the addresses of its own tensors, in tensor maps too."""
     kernel, names, values, library, moving = made(name, tmp_path, monkeypatch)
-    ready = direct(kernel, names, values, 12, roles(names, values), Driver(library))
+    ready = direct(kernel, names, values, 12, roles(names, values), HELD, Driver(library))
     assert ready is not None
     fresh = {role: torch.zeros_like(x) for role, x in moving.items()}
-    for tensors in (moving, fresh):
-        ready(tensors, 5)
+    own, tables = lists_of(values), values["tables"]
+    other = SimpleNamespace(**{name: x.clone() for name, x in vars(own).items()})
+    others = tuple(x.clone() for x in tables)
+    for tensors, lists, given in ((moving, own, tables), (fresh, other, others)):
+        ready(tensors, lists, given, 5)
         addresses = {x.data_ptr() for role, x in tensors.items() if role in ready_roles(ready)}
         read = library.read[-1]
         held = {struct.unpack_from("<Q", part)[0] for part in read if len(part) in (8, 128)}
         assert addresses <= held
-        for other in (moving, fresh):
-            if other is not tensors:
-                assert not {x.data_ptr() for x in other.values()} & held
-        static = [values[n] for n in ("start", "full", "partial", "index", "tiles")]
-        assert {x.data_ptr() for x in (*static, *values["tables"])} <= held
+        for elsewhere in (moving, fresh):
+            if elsewhere is not tensors:
+                assert not {x.data_ptr() for x in elsewhere.values()} & held
+        assert {x.data_ptr() for x in (*vars(lists).values(), *given)} <= held
+        if lists is other:
+            assert not {x.data_ptr() for x in (*vars(own).values(), *tables)} & held
         numbers = {struct.unpack("<i", part)[0] for part in read if len(part) == 4}
         assert {values["queries"], values["keys"]} <= numbers
         scale = struct.pack("<f", values["scale_log2"])
@@ -194,7 +204,7 @@ def test_what_is_not_known_is_left_to_triton(
         meta = SimpleNamespace(**{**kernel.metadata._asdict(), **change.get("metadata", {})})
         src = SimpleNamespace(signature={**kernel.src.signature, **change.get("signature", {})})
         other = SimpleNamespace(metadata=meta, src=src, function=77)
-        return direct(other, names, values, 12, given, change.get("cuda", Driver(library)))
+        return direct(other, names, values, 12, given, HELD, change.get("cuda", Driver(library)))
 
     assert of() is not None
     for meta in ({"num_ctas": 2}, {"global_scratch_size": 8}, {"launch_pdl": True}):
@@ -211,18 +221,19 @@ def test_errors_and_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """What the driver refuses is an error with its number; launches from several threads never mix
     their tensors."""
     kernel, names, values, library, moving = made("hopper", tmp_path, monkeypatch)
-    ready = direct(kernel, names, values, 12, roles(names, values), Driver(library))
+    ready = direct(kernel, names, values, 12, roles(names, values), HELD, Driver(library))
     assert ready is not None
+    lists, tables = lists_of(values), values["tables"]
     library.error = 700
     with pytest.raises(RuntimeError, match="CUDA error 700"):
-        ready(moving, 5)
+        ready(moving, lists, tables, 5)
     library.error = 0
     library.read.clear()
     sets = [{role: torch.zeros_like(x) for role, x in moving.items()} for _ in range(4)]
 
     def work(tensors: dict[str, Any]) -> None:
         for _ in range(200):
-            ready(tensors, 5)
+            ready(tensors, lists, tables, 5)
 
     workers = [threading.Thread(target=work, args=(tensors,)) for tensors in sets]
     for worker in workers:

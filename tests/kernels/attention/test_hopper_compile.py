@@ -25,6 +25,7 @@ from kdsl.kernels.attention.tunable import AttentionTunable
 from kdsl.runtime.aot import compile_ahead, compile_for
 from kdsl.runtime.compiled import sass
 from kdsl.runtime.predict import predict
+from kdsl.runtime.program import as_lists
 from kdsl.specs import HEAD_DIMS, Attention
 from kdsl.work import AheadOfTime
 
@@ -225,8 +226,8 @@ class Recorded:
 
 @pytest.mark.parametrize("head_dim", [128, 96])
 def test_a_second_call_launches_with_the_same_arguments(head_dim: int) -> None:
-    """Only the tensors are others: in place of each, and below each descriptor.  Other strides, and
-    other tables, go through Triton again."""
+    """Only the tensors are others: in place of each, and below each descriptor, and the tables are
+    the call's.  Other strides go through Triton again."""
     from kdsl.kernels.attention.hopper.forward import attention_forward
 
     spec = spec_of(head_dim, return_lse=True)
@@ -266,6 +267,41 @@ def test_a_second_call_launches_with_the_same_arguments(head_dim: int) -> None:
     launch.launch(module, spec, LATE, held, (two[0], spread, two[2]), tables, two[3], two[4])
     other = (torch.zeros(3, dtype=torch.int32),)
     launch.launch(module, spec, LATE, held, tuple(two[:3]), other, two[3], two[4])
+    assert (len(fn.first), len(fn.again)) == (2, 2)
+    assert dict(zip(fn.arg_names, fn.again[1][9:], strict=True))["tables"] is other
+
+
+def test_lists_made_in_calls_share_their_launches() -> None:
+    """Lists of the call take the place of the first ones; where some lie at an odd address, or are
+    otherwise strided, Triton looks at them again."""
+    from kdsl.kernels.attention.hopper.forward import attention_forward
+
+    spec = spec_of(return_lse=True)
+    fn = Recorded(attention_forward.arg_names)
+    module = type("Module", (), {"attention_forward": fn})
+    blocks = AttentionTunable(spec).blocks
+    assert blocks is not None
+    first = launch.lists(blocks, 4, "cpu").tensors
+    counters: dict[int, Any] = {}
+    prepared: dict[Any, Any] = {}
+    x = torch.zeros((1, 4, GRID.tokens, 128), dtype=torch.bfloat16)
+    lse = torch.zeros(x.shape[:3])
+
+    def call(tensors: Any) -> None:
+        held = as_lists(tensors, 0, counters, prepared)
+        launch.launch(module, spec, LATE, held, (x, x, x), (), x, lse)
+
+    again = [t.clone() for t in first]
+    call(first)
+    call(again)
+    assert (len(fn.first), len(fn.again)) == (1, 1)
+    given = dict(zip(fn.arg_names, fn.again[0][9:], strict=True))
+    for name, tensor in zip(("start", "full", "partial", "index", "tiles"), again, strict=True):
+        assert given[name] is tensor
+    odd = torch.empty(len(first[3]) + 1, dtype=torch.int32)[1:].copy_(first[3])
+    call([*first[:3], odd, first[4]])
+    spread = [t.repeat(1, 4, 1) for t in first[:3]]
+    call([*spread, *first[3:]])
     assert (len(fn.first), len(fn.again)) == (3, 1)
 
 
