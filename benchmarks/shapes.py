@@ -32,9 +32,9 @@ from kdsl.work import Check
 Tables = dict[str, npt.NDArray[Any]]
 WAN = Grid(frames=21, height=30, width=52)
 COG = Grid(frames=13, height=30, width=45, text=226)
-GROWTH = 200.0
-"""Score of the last key over the first, in units of log2: about 8 a block of 128 at 3,200 keys, and
-in any case beyond what a row's maximum may be left behind by."""
+GROWTH = 2200.0
+"""Score of the last of 32,768 keys over the first, in units of log2: 8.6 a block of 128, more than
+a row's maximum may be left behind by, so that each step rescales."""
 
 
 @dataclass(frozen=True)

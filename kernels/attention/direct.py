@@ -191,7 +191,9 @@ def direct(
             if size != ctypes.sizeof(ctypes.c_uint64):
                 raise Unknown("a parameter at the end")
             cells.append(Cell.of(ctypes.c_uint64()))
-    except (Unknown, KeyError, AttributeError, TypeError, StopIteration, RuntimeError):
+    except (
+        Unknown, ImportError, LookupError, AttributeError, TypeError, ValueError, StopIteration,
+    ):  # fmt: skip
         return None
     array = (ctypes.c_void_p * len(cells))(*(c.at for c in cells))
     return Direct(

@@ -20,7 +20,8 @@ from kdsl.targets import Target
 MANY_PARTIAL = 0.25
 """Share of partial blocks from which the mask decides the time, and small tiles win."""
 PORTABLE_TFLOPS, COPY_GBS, LAUNCH_US = 450.0, 2500.0, 5.0
-"""Of an H100: what the portable template reaches with pointer loads, about, and what copies do."""
+"""Assumed of an H100: what pointer loads reach (503 on Wan2.1-1.3B's plan) and what copies do (a
+plain one moves 3,000)."""
 
 
 def facts(
@@ -56,7 +57,8 @@ def preferences(
 ) -> Iterator[Config]:
     """Configurations from the most to the least wanted; the last ones fit almost anything."""
     partial_share = statistics.get("partial_share", 0.0)
-    if describable(spec) or worth_copying(spec, statistics.get("density", 1.0)):
+    first = describable(spec) or worth_copying(spec, statistics.get("density", 1.0))
+    if first:
         yield from hopper.preferences(spec)
     if spec.dtype != "float32":
         if target.capability[0] in (9, 10):
@@ -71,8 +73,9 @@ def preferences(
     # Without tensor cores a tile's products live in plain registers.
     rows, columns = (min(n, 32) for n in spec.block)
     yield from (Config(rows, columns, warps, stages) for warps in (4, 8) for stages in (2, 1))
-    # Where Hopper's alone may be chosen, copies or not.
-    yield from hopper.preferences(spec)
+    if not first and target.capability == hopper.CAPABILITY:
+        # Where Hopper's alone may be chosen, copies or not.
+        yield from hopper.preferences(spec)
 
 
 def _hopper(spec: Attention, partial_share: float) -> Iterator[Config]:

@@ -164,7 +164,7 @@ def test_leaves_of_any_mask_compile(number: int) -> None:
     try:
         compile_for(tunable, params or tunable.default(target), target)
     except CompileError as error:
-        # A pass of Triton 3.7.1 fails on one in some hundred float32 masks.
+        # A pass of Triton 3.7.1 fails on a few float32 masks.
         if spec.dtype != "float32" or "PassManager::run failed" not in str(error):
             raise
         pytest.xfail("Triton's own pass fails on this float32 mask")
