@@ -18,16 +18,15 @@ from kdsl.kernels.attention.backward.tunable import KERNELS, BackwardTunable, ke
 from kdsl.kernels.attention.config import BACKENDS, OFFERED, Config
 from kdsl.kernels.attention.prepared import kind_of
 from kdsl.kernels.attention.quantized.tunable import tunable_of
+from kdsl.kernels.attention.tunable import AttentionTunable
 from kdsl.reference.attention import attention as reference_attention
 from kdsl.runtime import codecache
 from kdsl.runtime.arrays import interpreting, like, say_once, uploaded
 from kdsl.runtime.bound import Bound, remember
-from kdsl.runtime.calibration import CostModel
 from kdsl.runtime.checks import check_finite, check_tensors
 from kdsl.runtime.choice import Choice, choose, settle
 from kdsl.runtime.on_device import OnDevice, Source
 from kdsl.runtime.operator import Operator, Tables, array_tables, require_values
-from kdsl.runtime.predict import Prediction
 from kdsl.runtime.program import Program, empty_results, nothing_to_do
 from kdsl.specs import Attention
 from kdsl.targets import Target
@@ -41,6 +40,7 @@ class AttentionOperator(Operator):
     """Block-sparse attention of one spec on one GPU, or by the reference."""
 
     spec: Attention
+    tunable: AttentionTunable
 
     def __init__(
         self,
@@ -356,13 +356,6 @@ class AttentionOperator(Operator):
             if self.choice.measured_us is not None:
                 out["measured_us"] = self.choice.measured_us
         return out
-
-    @property
-    def predicted(self) -> Prediction:
-        """The time of the configuration by the cost model, without asking a compiler."""
-        target = self.target or target_named("a100")
-        params = self.config or self.tunable.default(target)
-        return CostModel.of(self.tunable, target)(params)
 
     def explain(self) -> str:
         """Backend, configuration and its source, mask, cost, line by line."""

@@ -12,9 +12,13 @@ import numpy.typing as npt
 from kdsl.blocks import Blocks
 from kdsl.errors import InputError, UnsupportedError
 from kdsl.expr.tables import Table
+from kdsl.runtime.calibration import CostModel
 from kdsl.runtime.choice import Choice
+from kdsl.runtime.predict import Prediction
+from kdsl.runtime.tunable import Tunable
 from kdsl.specs import Attention, Spec
 from kdsl.targets import Target
+from kdsl.targets import get as target_named
 
 Tables = Mapping[str, Any]
 
@@ -31,6 +35,7 @@ class Operator(ABC):
     backend: str
     here: bool
     choice: Choice | None
+    tunable: Tunable
 
     @abstractmethod
     def __call__(self, *tensors: Any, tables: Tables | None = None, check: bool = False) -> Any:
@@ -49,6 +54,13 @@ class Operator(ABC):
     def config(self) -> Mapping[str, Any]:
         """The chosen configuration; empty for the reference."""
         return self.choice.params if self.choice else {}
+
+    @property
+    def predicted(self) -> Prediction:
+        """The time of the configuration by the cost model, without asking a compiler."""
+        target = self.target or target_named("a100")
+        params = self.config or self.tunable.default(target)
+        return CostModel.of(self.tunable, target)(params)
 
     @abstractmethod
     def explain(self) -> str:

@@ -15,14 +15,11 @@ from kdsl.kernels.permute import generate
 from kdsl.kernels.permute.tunable import PermuteTunable, traffic
 from kdsl.reference.permute import permute as reference_permute
 from kdsl.runtime.arrays import like, say_once, uploaded
-from kdsl.runtime.calibration import CostModel
 from kdsl.runtime.checks import check_finite, check_permuted
 from kdsl.runtime.choice import Choice, settle
 from kdsl.runtime.operator import Operator, Tables, array_tables, named, require_values
-from kdsl.runtime.predict import Prediction
 from kdsl.specs import Permute
 from kdsl.targets import Target
-from kdsl.targets import get as target_named
 
 
 class PermuteOperator(Operator):
@@ -112,13 +109,6 @@ class PermuteOperator(Operator):
             if self.choice.measured_us is not None:
                 out["measured_us"] = self.choice.measured_us
         return out
-
-    @property
-    def predicted(self) -> Prediction:
-        """The time of the configuration by the cost model, without asking a compiler."""
-        target = self.target or target_named("a100")
-        params = self.config or self.tunable.default(target)
-        return CostModel.of(self.tunable, target)(params)
 
     def explain(self) -> str:
         """Backend, configuration and its source, and cost, line by line."""

@@ -14,14 +14,11 @@ from kdsl.reference.quantize import quantize as reference_quantize
 from kdsl.reference.quantize import transformed
 from kdsl.runtime import codecache
 from kdsl.runtime.arrays import interpreting, like, say_once, uploaded
-from kdsl.runtime.calibration import CostModel
 from kdsl.runtime.checks import check_finite, check_quantized
 from kdsl.runtime.choice import Choice, settle
 from kdsl.runtime.operator import Operator, Tables
-from kdsl.runtime.predict import Prediction
 from kdsl.specs import Quantize, as_array
 from kdsl.targets import Target
-from kdsl.targets import get as target_named
 
 
 class QuantizeOperator(Operator):
@@ -167,13 +164,6 @@ class QuantizeOperator(Operator):
             if self.choice.measured_us is not None:
                 out["measured_us"] = self.choice.measured_us
         return out
-
-    @property
-    def predicted(self) -> Prediction:
-        """The time of the configuration by the cost model, without asking a compiler."""
-        target = self.target or target_named("a100")
-        params = self.config or self.tunable.default(target)
-        return CostModel.of(self.tunable, target)(params)
 
     def explain(self) -> str:
         """Backend, configuration and its source, and cost, line by line."""
