@@ -43,6 +43,6 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
             table.add_row(
                 *lead, name, f"{row['ms']:.4f}", f"{row['work'] / row['ms'] / scale:.1f}",
                 "" if name == "kdsl" else f"{row['ms'] / own:.3f}x", f"{row['error']:.5f}",
-                *[f"{row['useful'] / row['ms'] / scale:.1f}"] * ("useful" in row),
+                *([f"{row['useful'] / row['ms'] / scale:.1f}"] if "useful" in row else []),
             )  # fmt: skip
     Console(width=120).print(table)

@@ -6,9 +6,9 @@ A program is named by canonical JSON, so that a graph which holds one can be run
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,10 +89,9 @@ class Program:
         """By device: counters and prepared launches, which outlive the lists of a call."""
         return {}
 
-    @cached_property
-    def _forward(self) -> Any:
-        made = tunable_of(self.spec).source_of(self.configs[FORWARD].template)
-        return codecache.load(made)
+    def _forward(self, template: str) -> Any:
+        """The forward kernel of a template, imported: what tensors fit decides on it."""
+        return self._imported(("forward", template), tunable_of(self.spec).source_of)
 
     @property
     def source(self) -> str:
@@ -102,12 +101,15 @@ class Program:
 
     def _backward(self, template: str = "portable") -> Any:
         """The backward kernels of a template, imported."""
-        if template not in self._modules:
-            self._modules[template] = codecache.load(backward_source(self.spec, template))
-        return self._modules[template]
+        return self._imported(("backward", template), partial(backward_source, self.spec))
+
+    def _imported(self, name: tuple[str, str], source_of: Callable[[str], str]) -> Any:
+        if name not in self._modules:
+            self._modules[name] = codecache.load(source_of(name[1]))
+        return self._modules[name]
 
     @cached_property
-    def _modules(self) -> dict[str, Any]:
+    def _modules(self) -> dict[tuple[str, str], Any]:
         return {}
 
     @cached_property
@@ -144,8 +146,8 @@ class Program:
             return like(out, q), like(lse, q, np.float32)
         config = self._fitting(FORWARD, tensors)
         return launch.launch(
-            self._forward, self._whole, config, self._lists(lists), tensors, tuple(tables),
-            kind=(config, kind_of(tensors)),
+            self._forward(config.template), self._whole, config, self._lists(lists), tensors,
+            tuple(tables), kind=(config, kind_of(tensors)),
         )  # fmt: skip
 
     def _lists(self, tensors: Sequence[Tensor]) -> launch.Lists:
@@ -169,12 +171,9 @@ class Program:
             return like(found.out, q.to(dtype)), like(found.lse, q, np.float32)
         tunable = tunable_of(self.spec, templates=(self.configs[FORWARD].template, "portable"))
         config = fitting(self.configs[FORWARD], (q, k, v), tunable.legal)
-        module = self._forward
-        if config.template != self.configs[FORWARD].template:
-            module = codecache.load(tunable.source_of(config.template))
         return quantized.launch(
-            module, self._whole, config, self._lists(lists), tuple(operands), tuple(tables),
-            kind=(config, kind_of(operands)),
+            self._forward(config.template), self._whole, config, self._lists(lists),
+            tuple(operands), tuple(tables), kind=(config, kind_of(operands)),
         )  # fmt: skip
 
     def backward(

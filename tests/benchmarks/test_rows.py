@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import rows
 from benchmarks.cases import ATTENTION
-from benchmarks.table import newest
+from benchmarks.table import newest, show
 from kdsl.errors import StoreError
 
 
@@ -85,6 +85,17 @@ def test_table_takes_the_last_run_with_ours() -> None:
         a_row(run="2", ms=1.0), a_row(run="3", impl="peer", ms=9.0),
     ])  # fmt: skip
     assert {name: row["ms"] for name, row in found["g", "c"].items()} == {"kdsl": 1.0}
+
+
+def test_table_has_useful_rates_where_rows_have_them(capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows with and without a useful rate, in one table and each kind by itself."""
+    with_it, without = a_row(useful=5e8), a_row(case="d", impl="kdsl")
+    show([with_it, without])
+    found = capsys.readouterr().out
+    assert "useful rate" in found
+    assert "0.5" in found
+    show([without])
+    assert "useful rate" not in capsys.readouterr().out
 
 
 def test_cases_have_the_density_they_name() -> None:

@@ -17,12 +17,14 @@ from kdsl import masks, orders
 from kdsl.errors import ConfigError, InputError, UnsupportedError
 from kdsl.expr import Table
 from kdsl.grid import Grid
+from kdsl.kernels.attention.config import Config
 from kdsl.reference.attention_backward import attention_backward
 from kdsl.runtime import build, torch_ops
 from kdsl.runtime.attention import AttentionOperator
-from kdsl.runtime.program import Program
+from kdsl.runtime.program import FORWARD, Program
 from kdsl.specs import Attention, Permute
 from tests.devices import DEVICE, GPU
+from tests.tolerance import expected
 
 GRID = Grid(height=4, width=5, text=3)
 TILES = {"block_m": 16, "block_n": 16, "num_warps": 4, "num_stages": 1, "loads": "pointer"}
@@ -174,6 +176,19 @@ def test_the_operations_keep_torchs_rules(backend: str) -> None:
                 torch.ops.kdsl.attention_backward,
                 (torch.ones_like(out), dlse, *plain, out, lse, *operands, *wanted),
             )
+
+
+def test_a_program_takes_another_template_where_no_descriptor_fits() -> None:
+    """Tensors that the chosen template cannot fetch go to the portable one, compiled or not."""
+    op = build(attention(dtype="float16", block=(64, 64)), gpu=GPU, backend="triton")
+    assert isinstance(op, AttentionOperator)
+    q, k, v = (x.detach() for x in leaves(op.spec))
+    odd = torch.zeros(k.numel() + 1, dtype=k.dtype, device=DEVICE)[1:].view(k.shape).copy_(k)
+    hopper = Config(64, 64, 4, 2, loads="descriptor", template="hopper")
+    configs = {**op.program(True).configs, FORWARD: hopper}
+    lists, tables, _ = op.operands(None, 1, q.device, True)
+    out, lse = Program(op.spec, configs).forward((q, odd, v), lists, tables)
+    expected(op.spec, q, odd, v, block_n=64).check(out, lse)
 
 
 def test_fake_tensors() -> None:
