@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdsl.blocks import Blocks
+from kdsl.kernels.attention.place import stream_of
 from kdsl.kernels.attention.quantized.tunable import tunable_of
 from kdsl.runtime.arrays import without_modes
 from kdsl.specs import Attention
@@ -61,11 +62,11 @@ class Bound:
         It was allocated on whichever stream was the current one then; let go of, it would be handed
         out there while kernels of this one still read it.
         """
-        import torch
-
-        stream = torch.cuda.current_stream(device)
-        key = (device, stream.cuda_stream, inverted)
+        key = (device, stream_of(device), inverted)
         if key not in self.streams:
+            import torch
+
+            stream = torch.cuda.current_stream(device)
             self.streams.add(key)
             with without_modes():
                 for x in memory():

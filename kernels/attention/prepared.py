@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from kdsl.kernels.attention.direct import Direct, direct
@@ -64,12 +65,10 @@ class Prepared:
         self, tensors: Mapping[str, Tensor], lists: Any, tables: tuple[Tensor, ...], stream: int
     ) -> None:
         """Launch on other tensors, lists and tables of the same shapes, strides and alignment."""
-        from triton import knobs
-
-        hooks = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
-        # Who profiles launches through Triton hears of this one too.
-        if self.direct is not None and not any(getattr(h, "calls", h) for h in hooks):
-            self.direct(tensors, lists, tables, stream)
+        direct = self.direct
+        if direct is not None and not heard():
+            moving = tuple([tensors[role].data_ptr() for role in direct.roles])
+            direct(moving, direct.fixed_of(lists, tables), stream)
             return
         arguments = list(self.arguments)
         for place, role in self.moving:
@@ -85,9 +84,28 @@ class Prepared:
             kernel.function,
             kernel.packed_metadata,
             kernel.launch_metadata(grid, stream, *arguments),
-            *hooks,
+            *hooks(),
             *arguments,
         )
+
+
+@cache
+def _runtime_knobs() -> Any:
+    from triton import knobs
+
+    return knobs.runtime
+
+
+def hooks() -> tuple[Any, Any]:
+    """What Triton calls before and after a launch."""
+    knobs = _runtime_knobs()
+    return knobs.launch_enter_hook, knobs.launch_exit_hook
+
+
+def heard() -> bool:
+    """Whether somebody profiles launches through Triton, who shall hear of ours too."""
+    before, after = hooks()
+    return bool(getattr(before, "calls", before) or getattr(after, "calls", after))
 
 
 def kind_of(tensors: Sequence[Any]) -> Any:

@@ -296,12 +296,12 @@ def test_what_an_operator_remembers_is_bounded() -> None:
     op: Any = kdsl.build(spec, tables={"doc": np.zeros((40, 8), int)})
     for batch in range(1, 3 * KEPT_BINDINGS):
         op(*inputs(spec, batch))
-    assert len(op.ready) <= KEPT_BINDINGS
+    assert len(op.plain) <= KEPT_BINDINGS
     assert len(op.bound) <= KEPT_BINDINGS
     plain: Any = kdsl.build(SPEC)
     for batch in range(1, 4):
         plain(*inputs(SPEC, batch))
-    assert len(plain.ready) == 1, "rows that do not speak of the batch are the same for all"
+    assert len(plain.plain) == 1, "rows that do not speak of the batch are the same for all"
 
 
 def test_permute_shows_where_tokens_go() -> None:
