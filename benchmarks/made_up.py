@@ -11,6 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 from kdsl.kernels.attention import direct
+from kdsl.kernels.lists import packed
 from kdsl.runtime import codecache
 from kdsl.runtime.attention import AttentionOperator
 
@@ -119,5 +120,15 @@ def gpu(op: AttentionOperator, template: str, driver: Driver | None = None) -> I
     op.modules[template] = Module(op, template, driver)
     # The one check that a CPU tensor would not pass.
     op._check_device = lambda device: None  # type: ignore[method-assign]
-    with patch.object(direct, "driver", lambda: driver):
+    with (
+        patch.object(direct, "driver", lambda: driver),
+        # A kernel makes the bits of partial blocks, once.
+        patch.object(packed, "of_lists", _no_bits),
+    ):
         yield driver
+
+
+def _no_bits(*given: Any) -> tuple[Any, ...]:
+    import torch
+
+    return tuple(torch.zeros(1, dtype=torch.int32) for _ in range(3))

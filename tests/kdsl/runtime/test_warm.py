@@ -325,3 +325,20 @@ def test_errors_stay_errors() -> None:
     for wrong in ((q, k), (q, k, v[:, :1]), (q, k, v.float()), (q, k, "v"), (q, k, v.numpy)):
         with pytest.raises(InputError):
             op(*wrong)
+
+
+def test_bits_are_there_for_kernels_that_read_them() -> None:
+    """A call whose tensors TMA cannot fetch gets another template, without bits of partial blocks;
+    whichever call comes first, each has the tables of its own."""
+    for first in (True, False):
+        op, template = operator("hopper")
+        assert op.config["masks"] == "bits"
+        q, k, v = inputs(op)
+        odd = torch.empty(q.numel() + 1, dtype=q.dtype)[1:].view(q.shape)
+        calls = [(q, k, v), (odd, k, v)]
+        with made_up.gpu(op, template, driver := Driver()), only_warm(op) as long:
+            op.modules["portable"] = made_up.Module(op, "portable", driver)
+            for tensors in calls if first else reversed(calls):
+                op(*tensors)
+        tables = {config.masks: len(values) for _, _, config, _, _, values in long}
+        assert tables["bits"] == tables["leaf"] + 3
