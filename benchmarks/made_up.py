@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
-from kdsl.kernels.attention import direct
+from kdsl.kernels.launching import direct
 from kdsl.kernels.lists import packed
 from kdsl.runtime import codecache
 from kdsl.runtime.attention import AttentionOperator

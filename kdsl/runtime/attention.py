@@ -17,10 +17,10 @@ from kdsl.kernels.attention import launch
 from kdsl.kernels.attention.backward.tunable import KERNELS, BackwardTunable, kernels
 from kdsl.kernels.attention.config import BACKENDS, OFFERED, Config
 from kdsl.kernels.attention.hopper.launch import copied_first
-from kdsl.kernels.attention.prepared import kind_of
 from kdsl.kernels.attention.quantized.tunable import tunable_of
 from kdsl.kernels.attention.ready import ready
 from kdsl.kernels.attention.tunable import AttentionTunable
+from kdsl.kernels.launching.prepared import kind_of
 from kdsl.reference.attention import attention as reference_attention
 from kdsl.runtime import codecache
 from kdsl.runtime.arrays import interpreting, like, say_once, uploaded

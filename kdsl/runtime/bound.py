@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kdsl.blocks import Blocks
-from kdsl.kernels.attention.place import stream_of
 from kdsl.kernels.attention.quantized.tunable import tunable_of
+from kdsl.kernels.launching.place import stream_of
 from kdsl.kernels.lists import packed
 from kdsl.runtime import codecache
 from kdsl.runtime.arrays import without_modes

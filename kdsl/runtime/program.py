@@ -22,10 +22,10 @@ from kdsl.kernels.attention.backward.tunable import source as backward_source
 from kdsl.kernels.attention.config import Config
 from kdsl.kernels.attention.fallback import fitting
 from kdsl.kernels.attention.hopper.backward import launch as hopper
-from kdsl.kernels.attention.prepared import kind_of
 from kdsl.kernels.attention.quantized import launch as quantized
 from kdsl.kernels.attention.quantized.tunable import tunable_of
 from kdsl.kernels.attention.tunable import AttentionTunable
+from kdsl.kernels.launching.prepared import kind_of
 from kdsl.kernels.lists import call, chosen
 from kdsl.reference.attention import attention as reference_attention
 from kdsl.reference.attention_backward import attention_backward as reference_backward

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from kdsl.errors import UnsupportedError
-from kdsl.kernels.attention.place import place
+from kdsl.kernels.launching.place import place
 from kdsl.kernels.lists import call
 from kdsl.runtime.program import Program
 

@@ -13,8 +13,8 @@ from kdsl.expr.tables import Table
 from kdsl.kernels.attention import tables as leaf_tables
 from kdsl.kernels.attention.config import Config, head_parts, table_dtype
 from kdsl.kernels.attention.hopper import launch as hopper
-from kdsl.kernels.attention.place import place, stream_of
-from kdsl.kernels.attention.prepared import keep
+from kdsl.kernels.attention.kept import keep
+from kdsl.kernels.launching.place import place, stream_of
 from kdsl.kernels.lists.launch import strides
 from kdsl.specs import Attention
 

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from kdsl.kernels.attention.place import Place, place
-from kdsl.kernels.attention.prepared import heard
+from kdsl.kernels.launching.place import Place, place
+from kdsl.kernels.launching.prepared import heard
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kdsl.kernels.attention.direct import Direct
     from kdsl.kernels.attention.launch import Lists
+    from kdsl.kernels.launching.direct import Direct
 
 ALIGNMENT = 16
 """Bytes that addresses are a multiple of."""

@@ -13,8 +13,9 @@ from kdsl.kernels.attention.hopper.config import (
     options,
     stores_by_descriptor,
 )
-from kdsl.kernels.attention.place import stream_of
-from kdsl.kernels.attention.prepared import keep, kind_of
+from kdsl.kernels.attention.kept import keep
+from kdsl.kernels.launching.place import stream_of
+from kdsl.kernels.launching.prepared import kind_of
 from kdsl.specs import Attention
 
 if TYPE_CHECKING:

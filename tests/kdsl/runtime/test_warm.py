@@ -22,8 +22,8 @@ from benchmarks import made_up
 from kdsl import layouts, masks, orders
 from kdsl.grid import Grid
 from kdsl.kernels.attention import ready as kernels_ready
-from kdsl.kernels.attention.place import Place
-from kdsl.kernels.attention.prepared import heard
+from kdsl.kernels.launching.place import Place
+from kdsl.kernels.launching.prepared import heard
 from kdsl.runtime import warm
 from kdsl.runtime.attention import AttentionOperator
 from kdsl.runtime.bound import KEPT_BINDINGS

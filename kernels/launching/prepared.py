@@ -5,25 +5,18 @@ Triton's own launch binds, specialises and looks up some fifty arguments each ti
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from kdsl.kernels.attention.direct import Direct, direct
+from kdsl.kernels.launching.direct import Direct, direct
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 KEPT_LAUNCHES = 64
 """Prepared launches of one set of lists: they differ in batch, strides and alignment."""
-MOVING = (
-    *("q", "k", "v", "o", "lse", "counter", "q_stored", "k_stored", "v_stored"),
-    *("q_scale", "k_scale", "v_scale", "v_sum"),
-)
-"""Tensors that change from one call to the next; with ``_tail``, descriptors of them."""
-HELD = ("start", "full", "partial", "index", "tiles")
-"""Those of the lists: other ones in each call where they are made in it, as the tables are."""
 
 
 @dataclass(frozen=True)
@@ -39,27 +32,36 @@ class Prepared:
     """Places of the arguments that change, and the tensors they are or describe."""
     held: tuple[tuple[int, str], ...]
     """Places of the lists."""
-    tables: int
-    """Place of the tables."""
+    tables: int | None
+    """Place of the tables, if it takes any."""
     direct: Direct | None
     """The same past Triton's launcher; None where only that knows how."""
 
     @staticmethod
-    def of(kernel: Any, names: Sequence[str], values: Mapping[str, Any], programs: int) -> Prepared:
-        """Of a call that was made: `values` by name, `names` in the order the kernel takes them."""
-        plain = [(i, n.removesuffix("_tail")) for i, n in enumerate(names)]
-        moving = [(i, n) for i, n in plain if n in MOVING and values[names[i]] is not None]
-        held = [(i, n) for i, n in enumerate(names) if n in HELD]
-        roles = {names[i]: role for i, role in (*moving, *held)}
-        made = direct(kernel, names, values, programs, roles, HELD)
+    def of(
+        kernel: Any,
+        names: Sequence[str],
+        values: Mapping[str, Any],
+        programs: int,
+        moving: Mapping[str, str],
+        listed: Collection[str] = (),
+    ) -> Prepared:
+        """Of a call that was made: `values` by name, `names` in the order the kernel takes them.
+
+        ``moving`` says of arguments that change which tensors they are or describe; those that are
+        ``listed`` are the lists'.
+        """
+        there = [(i, moving[n]) for i, n in enumerate(names) if n in moving]
+        changed = tuple((i, role) for i, role in there if values[names[i]] is not None)
+        held = tuple((i, n) for i, n in enumerate(names) if n in listed)
+        roles = {names[i]: role for i, role in (*changed, *held)}
+        made = direct(kernel, names, values, programs, roles, listed)
         arguments = [values[n] for n in names]
-        tables = names.index("tables")
-        for i in (*(i for i, _ in (*moving, *held)), tables):
+        tables = names.index("tables") if "tables" in names else None
+        for i in (*(i for i, _ in (*changed, *held)), *(() if tables is None else (tables,))):
             # The tensors themselves are the caller's, to be freed when he lets go of them.
             arguments[i] = over(arguments[i], None) if hasattr(arguments[i], "base") else None
-        return Prepared(
-            kernel, programs, tuple(arguments), tuple(moving), tuple(held), tables, made
-        )
+        return Prepared(kernel, programs, tuple(arguments), changed, held, tables, made)
 
     def __call__(
         self, tensors: Mapping[str, Tensor], lists: Any, tables: tuple[Tensor, ...], stream: int
@@ -76,7 +78,8 @@ class Prepared:
             arguments[place] = over(held, tensors[role]) if hasattr(held, "base") else tensors[role]
         for place, role in self.held:
             arguments[place] = getattr(lists, role)
-        arguments[self.tables] = tables
+        if self.tables is not None:
+            arguments[self.tables] = tables
         kernel, grid = self.kernel, (self.programs, 1, 1)
         kernel.run(
             *grid,
@@ -122,18 +125,20 @@ def over(descriptor: Any, x: Tensor | None) -> Any:
 
 
 def keep(
-    prepared: dict[Any, Any],
+    prepared: dict[Any, Prepared],
     key: Any,
     kernel: Any,
     names: Sequence[str],
     values: Mapping[str, Any],
     programs: int,
+    moving: Mapping[str, str],
+    listed: Collection[str] = (),
 ) -> None:
-    """Prepare a launch that was just made; ``kernel`` is what it returned.
+    """Prepare a launch that was just made, see `Prepared.of`; ``kernel`` is what it returned.
 
     In the interpreter there is no kernel, and nothing is kept.
     """
     if hasattr(kernel, "run") and hasattr(kernel, "packed_metadata"):
         if len(prepared) >= KEPT_LAUNCHES:
             prepared.clear()
-        prepared[key] = Prepared.of(kernel, names, values, programs)
+        prepared[key] = Prepared.of(kernel, names, values, programs, moving, listed)

@@ -18,10 +18,10 @@ from kdsl import masks, orders, targets
 from kdsl.grid import Grid
 from kdsl.kernels.attention import launch
 from kdsl.kernels.attention.config import Config
-from kdsl.kernels.attention.direct import NO_CONTEXT, Direct, Driver, direct
 from kdsl.kernels.attention.hopper import launch as hopper_launch
-from kdsl.kernels.attention.prepared import HELD
+from kdsl.kernels.attention.kept import HELD
 from kdsl.kernels.attention.tunable import AttentionTunable
+from kdsl.kernels.launching.direct import NO_CONTEXT, Direct, Driver, direct
 from kdsl.runtime import codecache
 from kdsl.runtime.aot import compile_for
 from kdsl.specs import Attention
