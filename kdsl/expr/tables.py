@@ -114,9 +114,7 @@ class Table:
         if array.shape != self.shape:
             raise InputError(f"table {self.name!r} has shape {self.shape}, got {array.shape}")
         if array.dtype.kind not in "iub":
-            raise InputError(
-                f"table {self.name!r} holds integers, got {array.dtype}", hint=CAST
-            )
+            raise InputError(f"table {self.name!r} holds integers, got {array.dtype}", hint=CAST)
         if array.size and not (self.low <= int(array.min()) and int(array.max()) <= self.high):
             raise InputError(
                 f"table {self.name!r} holds {int(array.min())}..{int(array.max())}",
