@@ -291,7 +291,7 @@ def _made(
     return Direct(
         cuda, kernel.function, bytes(block), len(config), tuple(cells), moved, tuple(held),
         tuple(pointers), tuple(maps),
-        (*held.values(), *(cells[i] // WORD for i in places["tables"])),
+        (*held.values(), *(cells[i] // WORD for i in places.get("tables", ()))),
     )  # fmt: skip
 
 
