@@ -205,10 +205,11 @@ class Program:
         # An expanded gradient, as that of a sum, would be read one element at a time.
         do = do if do.stride(-1) == 1 else do.contiguous()
         dlse = None if dlse is None else dlse.contiguous()
-        level, delta = backward.rows(self._backward(), self.spec, *results, do, dlse)
+        kept = self.launches.setdefault(q.device, ({}, {}))
+        level, delta = backward.rows(self._backward(), self.spec, *results, do, dlse, kept[1])
         own = tuple(tables)[: len(leaf_tables.tables(self.spec))]  # bits are the forward's
-        given = backward.Given(q, k, v, do, level, delta, own)
-        held, turned = as_lists(lists), as_lists(lists, LISTS)
+        given = backward.Given(q, k, v, do, level, delta, own, again=True)
+        held, turned = as_lists(lists, 0, *kept), as_lists(lists, LISTS, *kept)
         at_once = ALL in self.configs and not torch.are_deterministic_algorithms_enabled()
         if all(wanted) and at_once:
             config = self.configs[ALL]

@@ -5,12 +5,13 @@ Triton's own launch binds, specialises and looks up some fifty arguments each ti
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from kdsl.kernels.launching.direct import Direct, direct
+from kdsl.kernels.launching.place import stream_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -142,3 +143,34 @@ def keep(
         if len(prepared) >= KEPT_LAUNCHES:
             prepared.clear()
         prepared[key] = Prepared.of(kernel, names, values, programs, moving, listed)
+
+
+def launch(
+    fn: Any,
+    programs: int,
+    key: Any,
+    prepared: dict[Any, Prepared],
+    moving: Mapping[str, Tensor],
+    values: Callable[[], dict[str, Any]],
+    options: Mapping[str, Any],
+    lists: Any = None,
+    tables: tuple[Tensor, ...] = (),
+    listed: Collection[str] = (),
+) -> None:
+    """Launch a Triton kernel, as before if one was launched under this ``key``.
+
+    ``moving`` are the tensors that change from call to call; arguments of their names, with
+    ``_tail`` or without, take or describe them.  ``values`` makes all arguments by name, where no
+    launch was like this one: the key holds what they depend on but for where tensors lie.  Under
+    None nothing is kept.
+    """
+    ready = None if key is None else prepared.get(key)
+    if ready is not None:
+        device = next(iter(moving.values())).device
+        ready(moving, lists, tables, stream_of(device))
+        return
+    made = values()
+    kernel = fn[(programs,)](**made, **options)
+    if key is not None:
+        roles = {n: n for n in moving} | {f"{n}_tail": n for n in moving}
+        keep(prepared, key, kernel, fn.arg_names, made, programs, roles, listed)

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdsl.errors import InputError, UnsupportedError
-from kdsl.kernels.launching.place import stream_of
-from kdsl.kernels.launching.prepared import Prepared, keep, kind_of
+from kdsl.kernels.launching.prepared import Prepared, kind_of, launch
 from kdsl.kernels.quantize.arguments import (
     NATIVE_FP8,
     OPTIONAL,
@@ -108,13 +107,9 @@ class Launcher:
             values["scratch"] = torch.empty(room, dtype=torch.float32, device=x.device)
         moving = {name: value for name, value in values.items() if value is not None}
         key = (batch, *moving, kind_of(tuple(moving.values())))
-        ready = self.prepared.get(key)
-        if ready is not None:
-            ready(moving, None, (), stream_of(x.device))
-            return
         native = x.is_cuda and torch.cuda.get_device_capability(x.device) >= NATIVE_FP8
         values |= {**counts, "eps": spec.eps, **self.constants[native]}
-        fn = self.module.quantize_tiles
-        kernel = fn[(programs,)](**values, **self.options, enable_fp_fusion=True)
-        roles = dict(zip(moving, moving, strict=True))
-        keep(self.prepared, key, kernel, fn.arg_names, values, programs, roles)
+        launch(
+            self.module.quantize_tiles, programs, key, self.prepared, moving, lambda: values,
+            {**self.options, "enable_fp_fusion": True},
+        )  # fmt: skip

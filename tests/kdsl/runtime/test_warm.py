@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -30,35 +28,13 @@ from kdsl.runtime.bound import KEPT_BINDINGS
 from kdsl.runtime.quantized import QuantizedOperator
 from kdsl.specs import Attention
 from kdsl.targets import get
+from tests.recording import Driver, addresses
 
 H100 = get("h100")
 GRID = Grid(frames=2, height=8, width=16)
 CALLS, PER_COPY = 24, 3
 """Functions, Python's and C's, that a warm call may call: 21 where it launches one kernel, three
 more for each tensor that it copies first."""
-
-
-class Driver(made_up.Driver):
-    """Keeps what each launch reads: the words of its parameters."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.read: list[tuple[int, set[int]]] = []
-        """Kernels that were launched, by number, and what they read."""
-        self.streams: list[int] = []
-        self.launch, self.replace_address = self._launch, self._replace
-
-    def _replace(self, at: int, address: int) -> int:
-        ctypes.memmove(at, struct.pack("<Q", address), 8)
-        return 0
-
-    def _launch(self, config: int, function: int, parameters: int, extra: None) -> int:
-        sizes = self.kernels[function]
-        at = (ctypes.c_void_p * len(sizes)).from_address(parameters)
-        words = [ctypes.string_at(at[i] or 0, 8) for i, n in enumerate(sizes) if n >= 8]
-        self.read.append((function, {struct.unpack("<Q", w)[0] for w in words}))
-        self.streams.append(struct.unpack_from("<Q", ctypes.string_at(config, 56), 32)[0])
-        return 0
 
 
 def spec(name: str, **more: Any) -> Attention:
@@ -96,11 +72,6 @@ def only_warm(op: AttentionOperator) -> Iterator[list[Any]]:
     op.run = count  # type: ignore[misc, assignment]
     yield found
     op.run = run  # type: ignore[misc, assignment]
-
-
-def addresses(*tensors: Any) -> set[int]:
-    """Where tensors lie."""
-    return {x.data_ptr() for x in tensors}
 
 
 @pytest.fixture(params=["as it is", "without torch's short cuts"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import struct
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,22 +23,7 @@ from kdsl.kernels.quantize.runner import made_up as values_for
 from kdsl.layouts import Outline
 from kdsl.runtime import codecache
 from kdsl.specs import Quantize
-
-
-class Driver(made_up.Driver):
-    """Keeps what each launch reads in words."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.read: list[set[int]] = []
-        self.launch = self._launch
-
-    def _launch(self, config: int, function: int, parameters: int, extra: None) -> int:
-        sizes = self.kernels[function]
-        at = (ctypes.c_void_p * len(sizes)).from_address(parameters)
-        words = [ctypes.string_at(at[i] or 0, 8) for i, n in enumerate(sizes) if n == 8]
-        self.read.append({struct.unpack("<Q", w)[0] for w in words})
-        return 0
+from tests.recording import Driver, addresses
 
 
 def test_later_launches_read_their_own_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +48,7 @@ def test_later_launches_read_their_own_tensors(monkeypatch: pytest.MonkeyPatch) 
         if len(driver.read) > before:
             given = (x, scale, shift, *out.values())
             held = [t for t in folded.values.values() if t is not None]
-            assert {t.data_ptr() for t in (*given, *held)} <= driver.read[-1]
+            assert addresses(*given, *held) <= driver.read[-1][1]
         return len(driver.read) - before
 
     sets = [[torch.randn(s).bfloat16() for s in ((32, 256), (256,), (256,))] for _ in range(3)]
