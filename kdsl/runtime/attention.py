@@ -28,7 +28,7 @@ from kdsl.runtime.bound import Bound, remember
 from kdsl.runtime.checks import check_finite, check_tensors
 from kdsl.runtime.choice import Choice, choose, settle
 from kdsl.runtime.on_device import OnDevice, Source
-from kdsl.runtime.operator import Operator, Tables, array_tables, require_values
+from kdsl.runtime.operator import Operator, Tables, array_tables, named, require_values
 from kdsl.runtime.program import Program, empty_results, nothing_to_do
 from kdsl.runtime.with_torch import seen_by_torch, torch_ops, warm
 from kdsl.specs import Attention
@@ -339,12 +339,12 @@ class AttentionOperator(Operator):
         )
 
     def _bound_for(self, tables: Tables | None, batch: int) -> Bound:
-        batch = batch if self.by_batch else 1
-        if not tables and batch in self.plain:
+        batch, given = batch if self.by_batch else 1, named(self.spec, tables)
+        if not given and batch in self.plain:
             return self.plain[batch]
-        values = {**self.fixed, **array_tables(self.spec, tables)}
+        values = {**self.fixed, **array_tables(self.spec, given)}
         bound = self._bound(values, batch)
-        if not tables:
+        if not given:
             remember(self.plain, batch, bound)
         return bound
 

@@ -316,3 +316,11 @@ def test_permute_shows_where_tokens_go() -> None:
     assert len(lines) == 12
     assert lines[-1] == "..."
     assert lines[1].endswith(" ...")
+
+
+def test_tables_of_a_call_come_by_name() -> None:
+    """An array in place of a mapping is named, not asked whether it is true."""
+    spec = Attention(tokens=256, heads=1, head_dim=64, dtype="float32", mask=masks.blocks("plan"))
+    q = np.zeros((1, 1, 256, 64), np.float32)
+    with pytest.raises(InputError, match="tables is a ndarray, not values by name"):
+        kdsl.build(spec, backend="reference")(q, q, q, tables=np.ones((1, 2, 2), np.uint8))  # type: ignore[arg-type]
