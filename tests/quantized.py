@@ -8,8 +8,10 @@ The reference has the kernel's own arithmetic, so errors of the layout cancel.  
    `doubt` adds up just those, each by the distance of the two codes.
 3. *The sum of weights* is unrounded: 1, exp2, and additions.
 4. *Rescaling* and *sums* as there (3 and 5); products of integers are exact, one rounding a tile
-   adds them.  Products of e4m3 on Hopper keep 13 bits below the largest of a term's 32 products
-   ("DeepSeek-V3", arXiv 2412.19437, section 3.3.2): `FP8`, on a GPU alone.
+   adds them.  An instruction for e4m3 on Hopper adds 32 products and what there was before, each
+   cut off 13 bits below the largest of them ("DeepSeek-V3", arXiv 2412.19437, section 3.3.2):
+   `FP8`, on a GPU alone.  Its largest product is no larger than their sum, and the sums of all
+   instructions add up to the magnitude; what there was before is cut once in each.
 5. *The quotient, v's scale* and the output's rounding.
 """
 
@@ -68,8 +70,9 @@ def expected(
     total = weight + fade + (keys / 8 + 8) * U_SUM
     summed = tiles * U32 if layout.weights in ("uint8", "int8", "uint4") else (keys / 8 + 8) * U_SUM
     if layout.weights == "e4m3" and DEVICE == "cuda":
-        summed += FP8 * (keys / 32 + 1)
-        total += FP8 * (keys / 32 + 1) * coded_sums
+        cut = FP8 * (min(keys, 32) + keys / 32 + 1)
+        summed += cut
+        total += cut * coded_sums
     relative = (total + fade + summed + 4 * U32)[..., None]
     unit, tiny = UNIT[spec.dtype], SUBNORMAL[spec.dtype]
     near = magnitude * relative + found.doubt * (1 + relative)

@@ -70,6 +70,7 @@ def leaf(
     variants: Sequence[Variant],
     indices: Mapping[str, Bounds],
     tables: Sequence[Table] = (),
+    select: bool = False,
 ) -> str:
     """Source of one leaf: ``name(*params, tables)``.
 
@@ -78,6 +79,9 @@ def leaf(
     shape of its first two parameters together; an index speaks of its first parameter and the head,
     and comes out in that one's shape.  SpecError where a value may leave 32 bits or a look-up its
     table.
+
+    With ``select`` all variants are worked out and the heads choose among them, in place of
+    branches.
     """
     plain = prepare(variants, indices)
     used = {n.data.name for _, e in plain for n in e.walk() if n.op == "table"}
@@ -87,6 +91,17 @@ def leaf(
         body, result = _body(plain[0][1], params, indices, "    ", 0)
         return "\n".join([*lines, *body, f"    return {result}", ""])
     named = 0
+    if select:
+        found = []
+        for heads, expr in plain:
+            body, result = _body(expr, params, indices, "    ", named)
+            named += len(body)
+            lines += [*body, f"    out_{len(found)} = {result}"]
+            found.append(" | ".join(f"(head == {h})" for h in heads))
+        *rest, last = (f"out_{i}" for i in range(len(found)))
+        for test, out in zip(found, rest, strict=False):
+            last = f"tl.where({test}, {out}, {last})"
+        return "\n".join([*lines, f"    return {last}", ""])
     for i, (heads, expr) in enumerate(plain):
         # A name that two branches give to different types is an error of Triton's.
         body, result = _body(expr, params, indices, "        ", named)

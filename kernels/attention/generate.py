@@ -91,7 +91,9 @@ def leaves(spec: Attention) -> str:
         "tile_facts", ("row", "column", "head", "batch"), [([], known)], bounds, held
     )
     params = ("q", "k", "qs", "ks", "row", "column", "known", "head", "batch")
-    mask = triton_source.leaf("mask", params, variants, bounds, held)
+    # Where products have no tensor cores, Triton moves their operands' layouts into branches, up to
+    # index ranges that it then cannot lower.
+    mask = triton_source.leaf("mask", params, variants, bounds, held, spec.dtype == "float32")
     indices = [
         triton_source.leaf(
             f"{which}_index",

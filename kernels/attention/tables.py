@@ -94,6 +94,10 @@ def index(spec: Attention, which: str) -> list[Expr]:
     ``which`` is ``"query"`` or ``"key"``.
     """
     order = spec.query_order if which == "query" else spec.kv_order
+    if order.tokens == 1:
+        # Any order of one token; a look-up in the same place each time would leave loads in a
+        # loop that do not depend on it, which Triton's scheduler does not survive.
+        return [var("s")]
     stored = _stored_orders(spec).get(which)
     return [order.parts[0].expr] if stored is None else [stored[0]]
 
