@@ -246,9 +246,13 @@ def block_fp8(rows: int = 128, cols: int = 128) -> Format:
     return _bytes(f"fp8-{rows}x{cols}", E4M3, Block(rows, cols, ragged=True), "uint8")
 
 
-def w8(per: str = "channel") -> Format:
-    """Symmetric int8 with a float32 scale a row: weights of W8A8 by output channel, or tokens."""
-    return _bytes(f"int8-{per}", Int(8, signed=True), Block(1, None), "int8")
+def w8(per: str = "channel", code: str = "int8") -> Format:
+    """Symmetric ``"int8"``, or ``"fp8"`` (e4m3), with a float32 scale a row: weights of W8A8 by
+    output channel, or tokens."""
+    if code not in ("int8", "fp8"):
+        raise SpecError(f"w8(code={code!r})", hint='"int8" or "fp8"')
+    held: Code = E4M3 if code == "fp8" else Int(8, signed=True)
+    return _bytes(f"{code}-{per}", held, Block(1, None), "uint8" if code == "fp8" else "int8")
 
 
 def a8_asymmetric() -> Format:
