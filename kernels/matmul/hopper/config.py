@@ -130,7 +130,7 @@ def preferences(spec: Matmul, target: Target) -> Iterator[Config]:
     full = [
         (m, n) for m, n in tiles if -(-spec.rows // m) * -(-spec.columns // n) >= target.sms
     ]
-    for m, n in (*full, *tiles):
+    for m, n in (*full, *tiles[::-1]):
         warps = 8 if m > 64 else 4
         chunks = min(max(n // WIDEST, 1), 4)
         for stages in (8, 6, 5, 4, 3, 2):
