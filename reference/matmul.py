@@ -46,12 +46,13 @@ def activated(activation: str | None, y: Array) -> Array:
     if activation is None:
         return y
     if activation == "gelu_erf":
-        erf = np.frompyfunc(math.erf, 1, 1)
-        return y * (0.5 * (1 + erf(y / math.sqrt(2)).astype(np.float64)))
+        found = [math.erf(v) for v in (y / math.sqrt(2)).reshape(-1).tolist()]
+        return y * (0.5 * (1 + np.array(found).reshape(y.shape)))
     z = y
     if activation == "gelu_tanh":
         z = 2 * math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)
-    return y / (1 + np.exp(-z))
+    out: Array = y / (1 + np.exp(-z))
+    return out
 
 
 def buffers_of(fmt: Format, side: str, operands: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:

@@ -121,9 +121,7 @@ def check_quantized(
     return x, scale, shift
 
 
-def check_matmul(
-    spec: Matmul, operands: Mapping[str, Any], *, any_dtype: bool = False
-) -> None:
+def check_matmul(spec: Matmul, operands: Mapping[str, Any], *, any_dtype: bool = False) -> None:
     """InputError names the first operand that does not fit, by shape, dtype or device.
 
     Codes of e4m3 are float8 tensors or bytes.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kdsl.errors import InputError
+from kdsl.errors import InputError, SpecError
 from kdsl.kernels.matmul.rule import TEMPLATES
 from kdsl.kernels.matmul.tunable import MatmulTunable, traffic
 from kdsl.reference.matmul import matmul as reference_matmul
@@ -19,6 +19,9 @@ from kdsl.runtime.choice import Choice, settle
 from kdsl.runtime.operator import Operator, Tables
 from kdsl.specs import Matmul
 from kdsl.targets import Target
+
+CORNERS = ((16, 128), (64, 256), (128, 512))
+"""Shapes that a format is drawn for, the first that it takes."""
 
 
 class MatmulOperator(Operator):
@@ -124,7 +127,9 @@ class MatmulOperator(Operator):
 
         device = next(iter(given.values())).device
         if device.type == "cpu" and not interpreting():
-            raise InputError("the operands are on the CPU, the kernel runs on a GPU", hint="x.cuda()")
+            raise InputError(
+                "the operands are on the CPU, the kernel runs on a GPU", hint="x.cuda()"
+            )
         held = {**self._bound(device), **given}
         if self._launcher.view.zeros and "weight_sums" not in held:
             held["weight_sums"] = sums_of(held[f"weight_{self._launcher.view.weight.codes}"])
@@ -183,10 +188,16 @@ class MatmulOperator(Operator):
         return explain_matmul(self)
 
     def show(self, head: int = 0, **options: Any) -> str:
-        """Where the weight's bits lie, as `kdsl.layouts.describe` draws it."""
+        """Where a weight's bits lie, as `kdsl.layouts.describe` draws it: of a small one, for every
+        bit of it is looked at."""
         from kdsl.layouts import describe
 
         del head, options
+        for shape in CORNERS:
+            try:
+                return describe(self.spec.weight, shape)
+            except SpecError:
+                continue
         return describe(self.spec.weight, self.spec.weight_shape)
 
 
@@ -199,7 +210,7 @@ def _as(found: Any, model: Any, dtype: str) -> Any:
     return torch.from_numpy(np.ascontiguousarray(found)).to(model.device, getattr(torch, dtype))
 
 
-def _floating(t: Any) -> bool:
+def _floating(t: Any) -> Any:
     if isinstance(t, np.ndarray):
         return t.dtype.kind == "f"
-    return bool(t.is_floating_point()) and "float8" not in str(t.dtype)
+    return t.is_floating_point() and "float8" not in str(t.dtype)

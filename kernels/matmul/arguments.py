@@ -76,6 +76,4 @@ def ahead_of_time(spec: Matmul, config: Config, capability: tuple[int, int]) -> 
         signature[name] = "i32"
         divisible += [name] if value % 16 == 0 else []
     options = hopper.options(config) if own else portable.options(config)
-    return AheadOfTime(
-        source(config), "matmul_tiles", signature, made, tuple(divisible), options
-    )
+    return AheadOfTime(source(config), "matmul_tiles", signature, made, tuple(divisible), options)

@@ -46,7 +46,10 @@ def view(spec: Matmul) -> View:
         raise _unsupported("weight", spec.weight, "zero points of weights", "symmetric weights")
     if x.fp8 != weight.fp8:
         raise _unsupported(
-            "weight", spec.weight, f"{_code(weight)} weights beside {_code(x)} x", "one kind of code"
+            "weight",
+            spec.weight,
+            f"{_code(weight)} weights beside {_code(x)} x",
+            "one kind of code",
         )
     if not x.fp8 and spec.inner > MOST_INNER[x.asymmetric]:
         raise UnsupportedError(

@@ -58,7 +58,8 @@ class Launcher:
         )
         ready = self.prepared.get(kind)
         if ready is not None and not _watched():
-            ready(tensors, None, (), stream_of(out.device))
+            held = {name: t for name, t in tensors.items() if t is not None}
+            ready(held, None, (), stream_of(out.device))
             return
         values = self.values(tensors)
         programs = self.programs(out.device)

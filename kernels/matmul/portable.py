@@ -68,7 +68,7 @@ def problem(spec: Matmul, config: Config, target: Target) -> str | None:
 
 def preferences(spec: Matmul, target: Target) -> Iterator[Config]:
     """Configurations from the most to the least wanted."""
-    tiles = ((128, 128), (128, 64), (64, 64), (32, 64), (16, 64))
+    tiles: tuple[tuple[int, int], ...] = ((128, 128), (128, 64), (64, 64), (32, 64), (16, 64))
     if target.capability in ((8, 0), (9, 0)):
         tiles = ((128, 256), *tiles)
     fits = [(m, n) for m, n in tiles if m <= max(16, 2 * spec.rows - 1)]

@@ -32,9 +32,7 @@ def candidates(
         yield from own[template](spec, target)
 
 
-def default(
-    spec: Matmul, target: Target, templates: tuple[str, ...] = TEMPLATES[None]
-) -> Config:
+def default(spec: Matmul, target: Target, templates: tuple[str, ...] = TEMPLATES[None]) -> Config:
     """A good configuration without any measurement; ConfigError where none is legal."""
     reason = ""
     for config in candidates(spec, target, templates):

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from kdsl.kernels.matmul import arguments, launch, truth
 from kdsl.kernels.matmul.config import Config
 from kdsl.kernels.matmul.facts import view
-from kdsl.specs import Matmul
 from kdsl.work import Check
 
 if TYPE_CHECKING:

@@ -140,5 +140,7 @@ def traffic(spec: Matmul) -> int:
 def template_hash() -> str:
     """Changes with the templates, and with the modules that choose their constants."""
     here = [portable.TEMPLATE, *hopper.MODULES, Path(str(hopper.__file__))]
-    here += [Path(__file__).parent / f"{n}.py" for n in ("arguments", "facts", "launch", "portable")]
+    here += [
+        Path(__file__).parent / f"{n}.py" for n in ("arguments", "facts", "launch", "portable")
+    ]
     return hashlib.sha256(b"".join(path.read_bytes() for path in here)).hexdigest()[:16]

@@ -26,9 +26,7 @@ BARRIERS = 512
 """Barriers, and the arguments that partitions pass through shared memory."""
 ALIGNMENT = 16
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-MODULES = tuple(
-    Path(__file__).parent / f"{name}.py" for name in ("choices", "epilogue", "forward")
-)
+MODULES = tuple(Path(__file__).parent / f"{name}.py" for name in ("choices", "epilogue", "forward"))
 """The modules of the template, each after those it imports."""
 MARK = "# --- template ---\n"
 IMPORTS = """
@@ -127,9 +125,7 @@ def preferences(spec: Matmul, target: Target) -> Iterator[Config]:
     transformers); narrower ones follow where the large ones leave multiprocessors idle.
     """
     tiles = ((128, 256), (128, 128), (128, 64), (64, 64))
-    full = [
-        (m, n) for m, n in tiles if -(-spec.rows // m) * -(-spec.columns // n) >= target.sms
-    ]
+    full = [(m, n) for m, n in tiles if -(-spec.rows // m) * -(-spec.columns // n) >= target.sms]
     for m, n in (*full, *tiles[::-1]):
         warps = 8 if m > 64 else 4
         chunks = min(max(n // WIDEST, 1), 4)

@@ -13,7 +13,9 @@ from kdsl.kernels.matmul.hopper.choices import columns_layout
 def halves(x, L: gl.constexpr):
     """Left and right half of a tile's columns; no instruction."""
     a, b = x.reshape([x.shape[0], 2, x.shape[1] // 2]).permute([0, 2, 1]).split()
-    return gl.convert_layout(a, L, assert_trivial=True), gl.convert_layout(b, L, assert_trivial=True)
+    return gl.convert_layout(a, L, assert_trivial=True), gl.convert_layout(
+        b, L, assert_trivial=True
+    )
 
 
 @gluon.jit

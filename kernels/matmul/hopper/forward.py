@@ -22,7 +22,6 @@ from kdsl.kernels.matmul.hopper.choices import (
     chosen,
     columns_layout,
     place_of,
-    stored_layout,
 )
 from kdsl.kernels.matmul.hopper.epilogue import column_vectors, fetch_residual, finish
 
@@ -40,7 +39,7 @@ def producer(tensors, buffers, barriers, vectors, sizes, C: gl.constexpr):
     phase = 1
     for tile in range(gl.program_id(0), sizes[3] * sizes[4], gl.num_programs(0)):
         m, n = place_of(tile, sizes, C)
-        for k in range(0, sizes[2]):
+        for k in range(sizes[2]):
             mbarrier.wait(empty.index(at), phase)
             bar = full.index(at)
             mbarrier.expect(bar, C.STEP)

@@ -26,8 +26,11 @@ pytestmark = pytest.mark.filterwarnings(
 )
 DTYPES = ("float16", "float32") if DEVICE == "cpu" else ("bfloat16", "float16", "float32")
 SMALL = {"block_m": 16, "block_n": 64, "block_k": 64, "num_warps": 4, "num_stages": 2}
-CAPABILITY = (0, 0) if DEVICE == "cpu" else capability_of(torch.device("cuda"))
-"""The interpreter adds in float32."""
+
+
+def capability() -> tuple[int, int]:
+    """Of the GPU; the interpreter adds in float32."""
+    return (0, 0) if DEVICE == "cpu" else capability_of(torch.device("cuda"))
 
 
 def computed(spec: Matmul, given: dict[str, Any], **options: Any) -> Any:
@@ -52,7 +55,7 @@ def test_any_product(spec: Matmul, seed: int) -> None:
         for name in ("bias", "residual"):
             if name in given:
                 given[name] = torch.from_numpy(given[name]).bfloat16().float().numpy()
-    check(spec, computed(spec, given, config=SMALL), given, CAPABILITY)
+    check(spec, computed(spec, given, config=SMALL), given, capability())
 
 
 @pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
@@ -63,7 +66,7 @@ def test_every_epilogue(code: str, asymmetric: bool, activation: str | None) -> 
         code, asymmetric, dtype="float32", activation=activation, bias=True, residual=True
     )
     given = operands(spec)
-    check(spec, computed(spec, given, config=SMALL), given, CAPABILITY)
+    check(spec, computed(spec, given, config=SMALL), given, capability())
 
 
 def test_activations_at_their_ends() -> None:
@@ -81,7 +84,7 @@ def test_activations_at_their_ends() -> None:
 
 
 def test_rows_without_numbers_stay_apart() -> None:
-    """A row whose scale is NaN, as Quantize gives it for a row with NaN, is NaN and nothing else."""
+    """A row whose scale is NaN, as Quantize gives it for a row with NaN, is NaN alone."""
     spec = spec_of(bias=True, activation="gelu_tanh")
     given = operands(spec)
     given["x_scales"][5] = np.nan
@@ -90,7 +93,7 @@ def test_rows_without_numbers_stay_apart() -> None:
     lost = found.isnan()
     assert lost[5].all()
     assert lost.sum() == spec.columns
-    check(spec, found, given, CAPABILITY)
+    check(spec, found, given, capability())
 
 
 UNITS = ("float16",) if DEVICE == "cpu" else ("float16", "e4m3")
@@ -118,7 +121,7 @@ def test_nan_codes_are_nan(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert lost.sum() == spec.rows + spec.columns - 1
 
 
-@pytest.mark.parametrize("unit", ("float16", "e4m3"))
+@pytest.mark.parametrize("unit", ["float16", "e4m3"])
 def test_every_code_is_multiplied(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All 254 finite e4m3 patterns, subnormal ones too, times 1: exactly what they stand for."""
     without_unit(monkeypatch, unit)
@@ -161,7 +164,7 @@ def test_bound_operands() -> None:
     found = bound(*rest)
     assert isinstance(found, np.ndarray)
     np.testing.assert_array_equal(found, op(*given.values()))
-    check(spec, found, given, CAPABILITY)
+    check(spec, found, given, capability())
 
 
 def test_every_tile_gives_the_same_integers() -> None:
