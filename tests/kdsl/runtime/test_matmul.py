@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 import kdsl
 from kdsl import layouts
 from kdsl.errors import ConfigError, InputError, UnsupportedError
-from kdsl.reference.matmul import matmul
+from kdsl.reference.matmul import activated, matmul
 from kdsl.runtime.matmul import MatmulOperator
 from kdsl.specs import Matmul
 from tests.matrices import operands, spec_of
@@ -143,3 +145,15 @@ def test_there_is_no_backward() -> None:
     """Asked for, it is refused."""
     with pytest.raises(ConfigError, match="matmul has no backward kernels"):
         kdsl.build(SPEC, backend="reference", backward={"keys": {}})
+
+
+@pytest.mark.filterwarnings("ignore:no CUDA GPU here")
+def test_the_code_of_the_page_runs() -> None:
+    """docs/matmul.md as a reader would run it: the result is near the product in float64."""
+    page = (Path(__file__).parents[3] / "docs" / "matmul.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    wanted = activated("gelu_tanh", names["x"].astype(np.float64) @ names["weight"].T)
+    error = np.linalg.norm(names["y"] - wanted) / np.linalg.norm(wanted)
+    assert error < 0.02
