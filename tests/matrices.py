@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,18 +11,46 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 
 from kdsl import layouts
+from kdsl.layouts.codes import Int
+from kdsl.layouts.format import Field
 from kdsl.reference.matmul import matmul
 from kdsl.specs import Matmul
 from kdsl.specs.matmul import ACTIVATIONS
 
 
+def packed(bits: int = 4, code: str = "int8", group: int = 128) -> layouts.Format:
+    """Weights of four or three bits for a unit."""
+    return layouts.slog(bits, None, group, "e4m3" if code == "fp8" else "int8")
+
+
 def spec_of(code: str = "int8", asymmetric: bool = False, **fields: Any) -> Matmul:
-    """A product of 8-bit operands."""
+    """A product of 8-bit operands, unless the fields say others."""
     plain = {
         "rows": 37, "inner": 208, "columns": 72, "dtype": "float16",
         "x": layouts.activations(code, None, asymmetric), "weight": layouts.w8("channel", code),
     }  # fmt: skip
     return Matmul(**{**plain, **fields})
+
+
+@st.composite
+def packed_matmuls(draw: st.DrawFn, dtypes: Sequence[str]) -> Matmul:
+    """Any product with weights of four or three bits that the kernels compute."""
+    code, group = draw(st.sampled_from(("int8", "fp8"))), draw(st.sampled_from((64, 128, 192)))
+    uniform = layouts.Format(
+        "uniform",
+        replace(packed(4, code, group).level, field=Field("code", Int(4, bias=-8))),
+        packed(4, code, group).buffers,
+    )
+    return spec_of(
+        code,
+        rows=draw(st.integers(1, 60)),
+        inner=group * draw(st.integers(1, 4)),
+        columns=draw(st.integers(1, 90)),
+        dtype=draw(st.sampled_from(tuple(dtypes))),
+        weight=draw(st.sampled_from((packed(4, code, group), packed(3, code, group), uniform))),
+        bias=draw(st.booleans()),
+        activation=draw(st.sampled_from((None, *ACTIVATIONS))),
+    )
 
 
 @st.composite

@@ -289,10 +289,14 @@ def sage(side: str = "query", bits: int = 8) -> Format:
     return _bytes(f"sage-{side}", Int(bits, signed=True), lanes, "int8")
 
 
-def slog(bits: int = 4, r: float | None = None, group: int | None = 128) -> Format:
+def slog(
+    bits: int = 4, r: float | None = None, group: int | None = 128, exact: str = "int8"
+) -> Format:
     """The shifted-log codebook, sign and magnitude in planes: no code straddles a word.
 
     Three bits are one plane of 2-bit magnitudes and one of signs; ``group=None`` is a scale a row.
+    ``exact`` says which numbers entries are, ``"int8"``, ``"e4m3"`` or ``"float32"``: what a unit
+    multiplies must hold them.
     """
     magnitude = bits - 1
     planes = (
@@ -302,7 +306,7 @@ def slog(bits: int = 4, r: float | None = None, group: int | None = 128) -> Form
     nibbles = (Buffer("codes", "uint8", (Part("code", "n k x -> n | k x"),)),)
     return Format(
         f"slog{bits}",
-        Level(Field("code", shifted_log(bits, r)), scale=_scale(Block(1, group))),
+        Level(Field("code", shifted_log(bits, r, exact)), scale=_scale(Block(1, group))),
         (
             *(nibbles if bits == 4 else planes),
             Buffer("scales", "float16", (Part("scale", _PLAIN),)),

@@ -30,7 +30,7 @@ def vectors(spec: Matmul, held: View) -> dict[str, str | None]:
     integer = "*i32" if held.zeros else None
     return {
         "x_scale": "*fp32",
-        "weight_scale": "*fp32",
+        "weight_scale": "*fp16" if held.group else "*fp32",
         "zeros": integer,
         "sums": integer,
         "bias": f"*{SHORT[spec.dtype]}" if spec.bias else None,
@@ -38,15 +38,19 @@ def vectors(spec: Matmul, held: View) -> dict[str, str | None]:
 
 
 def integers(spec: Matmul, config: Config, strides: tuple[int, ...] = ()) -> dict[str, int]:
-    """Integer arguments; ``strides`` of x, weight, out and residual, contiguous unless given."""
+    """Integer arguments; ``strides`` of rows of x, weight, signs, scales, out and
+    residual, contiguous unless given."""
     down, across = tiles(spec, config)
     out = {"rows": spec.rows, "columns": spec.columns}
     if config.template == "hopper":
         out["steps"] = -(-spec.inner // config.block_k)
     else:
-        by = strides or (spec.inner, spec.inner, spec.columns, spec.columns)
-        names = ("x_r", "weight_r", "out_r", "residual_r")
-        out |= {"inner": spec.inner, **dict(zip(names, by, strict=True))}
+        held = view(spec)
+        each = {8: spec.inner, 4: spec.inner // 2, 3: spec.inner // 4}[held.bits]
+        scales = spec.inner // held.group if held.group else 1
+        own = (spec.inner, each, spec.inner // 8, scales, spec.columns, spec.columns)
+        names = ("x_r", "weight_r", "signs_r", "scale_r", "out_r", "residual_r")
+        out |= {"inner": spec.inner, **dict(zip(names, strides or own, strict=True))}
     return out | {"down": down, "across": across}
 
 
@@ -64,11 +68,14 @@ def ahead_of_time(spec: Matmul, config: Config, capability: tuple[int, int]) -> 
     else:
         made = portable.constants(spec, config, capability)
         narrow = code if made["FP8"] < 2 else "u8"
-        signature |= {"x": f"*{narrow}", "weight": f"*{narrow}", "out": f"*{short}"}
+        stored = "u8" if held.group else narrow
+        signature |= {"x": f"*{narrow}", "weight": f"*{stored}", "out": f"*{short}"}
+        signature |= {"signs": "*u8"} if held.bits == 3 else {}
         signature |= {"residual": f"*{short}"} if spec.residual else {}
     signature |= {n: kind for n, kind in vectors(spec, held).items() if kind is not None}
     divisible = [n for n, kind in signature.items() if kind.startswith("*")]
-    made |= dict.fromkeys(n for n in ("residual", *vectors(spec, held)) if n not in signature)
+    absent = ("residual", *vectors(spec, held), *(() if own else ("signs",)))
+    made |= dict.fromkeys(n for n in absent if n not in signature)
     for name, value in integers(spec, config).items():
         if value == 1:
             made[name] = 1

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 ALIGNMENT = 16
 KEPT_LAUNCHES = 64
 """Prepared launches of one operator: they differ in strides, alignment and device."""
-MATRICES = ("x", "weight", "out", "residual")
-ROLES = (*MATRICES, "x_scale", "weight_scale", "zeros", "sums", "bias")
-"""Arguments that are tensors."""
+MATRICES = ("x", "weight", "signs", "weight_scale", "out", "residual")
 
 
 class Launcher:
@@ -85,9 +83,10 @@ class Launcher:
 
         plain = torch.contiguous_format
         x, weight = self.view.x, self.view.weight
-        found = {
+        found: dict[str, Tensor | None] = {
             "x": operands[f"x_{x.codes}"],
             "weight": operands[f"weight_{weight.codes}"],
+            "signs": operands[f"weight_{weight.signs}"] if self.view.bits == 3 else None,
             "out": out,
             "residual": operands["residual"] if self.spec.residual else None,
             "x_scale": operands[f"x_{x.scales}"],
@@ -103,7 +102,7 @@ class Launcher:
 
     def _fits(self, name: str, t: Tensor) -> bool:
         """Whether a tensor can be read as it lies: rows in one piece, for TMA at 16 bytes."""
-        if name not in MATRICES:
+        if name not in MATRICES or (name == "weight_scale" and not self.view.group):
             return t.is_contiguous()
         if t.stride(-1) != 1 and t.shape[-1] > 1:
             return False
@@ -117,8 +116,10 @@ class Launcher:
         held: dict[str, Any] = dict(tensors)
         capability = capability_of(held["out"].device)
         for name in ("x", "weight"):
-            held[name] = self._codes(held[name], capability)
+            if name == "x" or not self.view.group:
+                held[name] = self._codes(held[name], capability)
         if self.own:
+            held.pop("signs")
             boxes = hopper.boxes(self.spec, self.config)
             held |= {name: _described(held[name], box) for name, box in boxes.items()}
             counts = arguments.integers(self.spec, self.config)

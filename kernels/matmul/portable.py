@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdsl.kernels.matmul.config import Config
-from kdsl.kernels.matmul.facts import ACTIVATIONS, view
+from kdsl.kernels.matmul.facts import ACTIVATIONS, Packed, View, view
 from kdsl.specs import Matmul
 from kdsl.targets import Target
 
@@ -40,16 +40,22 @@ def shared_bytes(spec: Matmul, config: Config, target: Target) -> int:
 
     Where products read shared memory themselves one stage more is in use than is loaded ahead.
     """
-    direct = config.block_m >= 64 and (
-        target.capability[0] == 9 or (target.capability[0] == 10 and not view(spec).integer)
-    )
-    step = (config.block_m + config.block_n) * config.block_k
-    return step * (config.num_stages - (not direct)) + BARRIERS
+    held = view(spec)
+    beside = target.capability[0] == 10 and not held.integer and not held.group
+    direct = config.block_m >= 64 and (target.capability[0] == 9 or beside)
+    stages = config.num_stages - (not direct)
+    x, weight = (n * config.block_k for n in (config.block_m, config.block_n))
+    if held.group:
+        # Codes are loaded ahead, and lie decoded beside.
+        ahead = weight * held.bits // 8 * (config.num_stages - 1)
+        decoded = weight * (1 + (fp8(spec, target.capability) == 2))
+        return x * stages + ahead + decoded + BARRIERS
+    return (x + weight) * stages + BARRIERS
 
 
 def problem(spec: Matmul, config: Config, target: Target) -> str | None:
     """Why the template cannot run a spec so, or None."""
-    view(spec)
+    held = view(spec)
     if target.capability < ARCHITECTURES[0]:
         return f"{target.name} is below compute capability 8.0"
     if config.chunks != 1:
@@ -60,6 +66,12 @@ def problem(spec: Matmul, config: Config, target: Target) -> str | None:
         return f"{config.num_warps} warps for {config.block_m} rows"
     if fp8(spec, target.capability) == 2 and (sums(config) > 64 or config.block_k > 64):
         return "operands as float16: at most 64 sums a thread, and steps of 64"
+    if held.group and held.group % config.block_k:
+        return f"steps of {config.block_k} do not divide groups of {held.group}"
+    # In tensor memory a step's sums come and go with operands that are computed.
+    most = 32 if target.capability[0] == 10 and not held.integer else 64
+    if held.group and sums(config) > most:
+        return f"sums of a step beside more than {most} sums of all"
     asked = shared_bytes(spec, config, target)
     if asked > target.smem_optin:
         return f"{asked} bytes of shared memory, {target.name} has {target.smem_optin}"
@@ -89,7 +101,17 @@ def constants(spec: Matmul, config: Config, capability: tuple[int, int]) -> dict
         "FP8": fp8(spec, capability),
         "ACTIVATION": ACTIVATIONS[spec.activation],
         "STAGES": config.num_stages,
+        **_book(view(spec)),
     }
+
+
+def _book(held: View) -> dict[str, int]:
+    """How weights are coded; a book of eight bytes is a signed 64-bit number."""
+    if not isinstance(held.weight, Packed):
+        return {"BITS": 8, "SCALED": 0, "LOW": 0, "HIGH": 0}
+    raw = bytes(held.weight.entries)
+    low, high = (int.from_bytes(raw[i : i + 8], "little", signed=True) for i in (0, 8))
+    return {"BITS": held.bits, "SCALED": held.group, "LOW": low, "HIGH": high}
 
 
 def options(config: Config) -> dict[str, Any]:

@@ -52,7 +52,9 @@ class MatmulRunner:
         self.generator.manual_seed(seed)
         self.exact = family == "small"
         for name, t in self.operands.items():
-            if name in (f"x_{self.view.x.codes}", f"weight_{self.view.weight.codes}"):
+            if self.view.group and name.startswith("weight") and not t.is_floating_point():
+                t.random_(0, 256, generator=self.generator)
+            elif name in (f"x_{self.view.x.codes}", f"weight_{self.view.weight.codes}"):
                 self._codes(t)
             elif not t.is_floating_point():
                 t.random_(-100, 101, generator=self.generator)
@@ -61,6 +63,7 @@ class MatmulRunner:
             else:
                 # Results of the size of 1, rows and columns of different sizes.
                 size = 1 if self.exact else 40 if self.view.integer else 1
+                size = 40 if self.view.group and name.startswith("weight") else size
                 t.uniform_(0.5, 2, generator=self.generator)
                 t.mul_(self.spec.inner**-0.25 / size)
         if self.exact:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from kdsl.kernels.matmul.facts import view
+from kdsl.kernels.matmul.facts import Packed, view
 from kdsl.specs import Matmul
 
 if TYPE_CHECKING:
@@ -53,12 +53,19 @@ def share(
     held = view(spec)
     x, weight = held.x, held.weight
     codes = numbers(operands[f"x_{x.codes}"][rows], held.integer)
-    other = numbers(operands[f"weight_{weight.codes}"], held.integer)
     by_row = operands[f"x_{x.scales}"].double()[rows].reshape(-1, 1)
-    by_column = operands[f"weight_{weight.scales}"].double().reshape(1, -1)
+    if isinstance(weight, Packed):
+        other, by_column = unpacked(weight, operands), by_row.new_ones((1, 1))
+    else:
+        other = numbers(operands[f"weight_{weight.codes}"], held.integer)
+        by_column = operands[f"weight_{weight.scales}"].double().reshape(1, -1)
     total = codes @ other.T
     error = total.abs() * EPS
-    if not held.integer and not exact:
+    if isinstance(weight, Packed):
+        # Steps of 64 at least: their sums meet a scale and are added up, an operation each.
+        error = error + (spec.inner / 64 + 2) * EPS * (codes.abs() @ other.abs().T)
+    # Books of e4m3 have more digits than small integers, and sums of them than 13 bits.
+    if not held.integer and not (exact and not held.group):
         error = error + _sum_error(spec, codes, other, total, capability)
     if x.zeros:
         zero = operands[f"x_{x.zeros}"].double()[rows].reshape(-1, 1)
@@ -89,6 +96,24 @@ def numbers(codes: Tensor, integer: bool) -> Tensor:
     if integer:
         return codes.view(torch.int8).double()
     return codes.view(torch.float8_e4m3fn).double()
+
+
+def unpacked(weight: Packed, operands: Mapping[str, Tensor]) -> Tensor:
+    """What weights of four or three bits stand for, float64 ``[columns, inner]``."""
+    import torch
+
+    def fields(name: str, each: int) -> Tensor:
+        held = operands[f"weight_{name}"].to(torch.int64)
+        shift = torch.arange(each, device=held.device) * (8 // each)
+        return (held[..., None] >> shift & ((1 << 8 // each) - 1)).flatten(1)
+
+    pattern = fields(weight.codes, 2 if weight.bits == 4 else 4)
+    if weight.signs:
+        pattern = pattern | fields(weight.signs, 8) << 2
+    kind = torch.int8 if weight.integer else torch.float8_e4m3fn
+    book = torch.tensor(weight.entries, dtype=torch.uint8, device=pattern.device).view(kind)
+    scales = operands[f"weight_{weight.scales}"].double()
+    return book.double()[pattern] * scales.repeat_interleave(weight.group, 1)
 
 
 def _sum_error(

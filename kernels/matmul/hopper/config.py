@@ -91,7 +91,8 @@ def shared_bytes(spec: Matmul, config: Config) -> int:
 def problem(spec: Matmul, config: Config, target: Target) -> str | None:
     """Why the template cannot run a spec so, or None."""
     item = ITEM_BYTES[spec.dtype]
-    view(spec)
+    if view(spec).group:
+        return "the hopper template multiplies weights of 8 bits"
     if target.capability != CAPABILITY:
         return f"the hopper template is for compute capability 9.0, not {target.name}'s"
     if spec.inner % ALIGNMENT:

@@ -18,7 +18,7 @@ from kdsl.reference.matmul import matmul
 from kdsl.specs import Matmul
 from kdsl.specs.matmul import ACTIVATIONS
 from tests.devices import DEVICE, GPU, examples
-from tests.matrices import check, matmuls, operands, spec_of
+from tests.matrices import check, matmuls, operands, packed, packed_matmuls, spec_of
 
 # The interpreter computes with NumPy, which warns of what a GPU does in silence.
 pytestmark = pytest.mark.filterwarnings(
@@ -46,6 +46,16 @@ def tensor(spec: Matmul, name: str, value: Any) -> torch.Tensor:
     return held.to(DEVICE, getattr(torch, spec.operands[name][1]))
 
 
+UNITS = ("float16",) if DEVICE == "cpu" else ("float16", "e4m3")
+"""Triton's interpreter takes the pattern of e4m3's NaN for 480."""
+
+
+def without_unit(monkeypatch: pytest.MonkeyPatch, unit: str) -> None:
+    """Let the launcher believe that the GPU has no unit for e4m3."""
+    if unit == "float16":
+        monkeypatch.setattr(launch, "capability_of", lambda device: (8, 0))
+
+
 @settings(max_examples=examples(40))
 @given(spec=matmuls(DTYPES), seed=st.integers(0, 99))
 def test_any_product(spec: Matmul, seed: int) -> None:
@@ -56,6 +66,42 @@ def test_any_product(spec: Matmul, seed: int) -> None:
             if name in given:
                 given[name] = torch.from_numpy(given[name]).bfloat16().float().numpy()
     check(spec, computed(spec, given, config=SMALL), given, capability())
+
+
+@settings(max_examples=examples(25))
+@given(spec=packed_matmuls(DTYPES), seed=st.integers(0, 99))
+def test_any_product_with_few_bits(spec: Matmul, seed: int) -> None:
+    """Four bits of a log codebook or uniform, three bits, on both units, scales of several group
+    sizes, ragged sizes: within the derived bound."""
+    given = operands(spec, seed)
+    if spec.bias and spec.dtype == "bfloat16":
+        given["bias"] = torch.from_numpy(given["bias"]).bfloat16().float().numpy()
+    check(spec, computed(spec, given, config=SMALL), given, capability())
+
+
+@pytest.mark.parametrize("bits", [4, 3])
+@pytest.mark.parametrize("code", ["int8", "fp8"])
+@pytest.mark.parametrize("unit", ["float16", "own"])
+def test_every_code_of_a_book(
+    bits: int, code: str, unit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each code in each place of a word, in each group, times 1: exactly what it stands for."""
+    without_unit(monkeypatch, unit)
+    n, group = 1 << bits, 64
+    weight = packed(bits, code, group)
+    spec = spec_of(code, rows=16, inner=128, columns=8 * n, dtype="float32", weight=weight)
+    patterns = (np.arange(8 * n)[:, None] + np.arange(128)[None, :]) % n
+    halves = np.array([1.0, 0.5], np.float16).view(np.uint16).astype(np.int64)
+    fields = {"code": patterns, "scale": np.tile(halves, (8 * n, 1))}
+    held = weight.pack(fields, spec.weight_shape)
+    one = 0x38 if code == "fp8" else 1
+    for first in range(0, 128, 16):
+        given = {n: np.zeros(s, t) for n, (s, t) in spec.operands.items()}
+        given |= {f"weight_{name}": value for name, value in held.items()}
+        given["x_codes"][np.arange(16), first + np.arange(16)] = one
+        given["x_scales"] += 1
+        found = computed(spec, given, config=SMALL).numpy()
+        np.testing.assert_array_equal(found, matmul(spec, given))
 
 
 @pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
@@ -94,16 +140,6 @@ def test_rows_without_numbers_stay_apart() -> None:
     assert lost[5].all()
     assert lost.sum() == spec.columns
     check(spec, found, given, capability())
-
-
-UNITS = ("float16",) if DEVICE == "cpu" else ("float16", "e4m3")
-"""Triton's interpreter takes the pattern of e4m3's NaN for 480."""
-
-
-def without_unit(monkeypatch: pytest.MonkeyPatch, unit: str) -> None:
-    """Let the launcher believe that the GPU has no unit for e4m3."""
-    if unit == "float16":
-        monkeypatch.setattr(launch, "capability_of", lambda device: (8, 0))
 
 
 @pytest.mark.parametrize("unit", UNITS)

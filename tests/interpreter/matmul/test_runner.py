@@ -11,7 +11,7 @@ from kdsl.kernels.matmul.runner import MatmulRunner
 from kdsl.runtime import codecache
 from kdsl.runtime.tunables import operations, tunable_for
 from kdsl.specs import Matmul
-from tests.matrices import spec_of
+from tests.matrices import packed, spec_of
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:(overflow|invalid value|divide by zero) encountered:RuntimeWarning"
@@ -37,6 +37,22 @@ def test_a_right_kernel_passes(family: str, code: str, asymmetric: bool, dtype: 
     check = ran(spec_of(code, asymmetric, dtype=dtype, **RIGHT), family).check()
     assert check.right, check
     assert check.error > 0
+
+
+@pytest.mark.parametrize("bits", [4, 3])
+@pytest.mark.parametrize("code", ["int8", "fp8"])
+def test_few_bits_are_checked(bits: int, code: str) -> None:
+    """A right kernel passes; one whose group scales, codes or signs are a neighbour's does not."""
+    plain: dict[str, Any] = {"inner": 256, "dtype": "float32", "weight": packed(bits, code)}
+    for family in MatmulRunner.families:
+        one = ran(spec_of(code, **plain), family)
+        assert one.check().right
+        assert one.check().error > 0
+        for name in (n for n in one.operands if n.startswith("weight")):
+            held = one.operands[name].clone()
+            one.operands[name].copy_(held.roll(1, 1))
+            assert not one.check().right, (family, name)
+            one.operands[name].copy_(held)
 
 
 def test_nothing_written_is_found() -> None:

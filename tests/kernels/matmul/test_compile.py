@@ -24,7 +24,7 @@ from kdsl.specs import DTYPES, Matmul
 from kdsl.specs.matmul import ACTIVATIONS
 from kdsl.targets import Target
 from tests.kernels.attention.test_hopper_compile import check_arrivals, warnings_of
-from tests.matrices import spec_of
+from tests.matrices import packed, spec_of
 
 pytest.importorskip("triton")
 
@@ -43,6 +43,8 @@ def specs() -> Iterator[Matmul]:
         plain = {**LARGE, "dtype": dtype, **more}
         yield spec_of("int8", kind == 1, **plain)
         yield spec_of("fp8", **plain)
+        for code, bits in itertools.product(("int8", "fp8"), (4, 3)):
+            yield spec_of(code, **{**plain, "weight": packed(bits, code)})
 
 
 def legal(target: Target, template: str) -> list[tuple[Matmul, Config]]:
@@ -195,6 +197,21 @@ def test_backends_are_templates() -> None:
         build(spec, gpu="a100", backend="gluon")
     with pytest.raises(UnsupportedError, match="no 'cuda' backend"):
         build(spec, gpu="a100", backend="cuda")
+
+
+@pytest.mark.parametrize("bits", [4, 3])
+@pytest.mark.parametrize("code", ["int8", "fp8"])
+def test_few_bits_do_not_spill(code: str, bits: int) -> None:
+    """Defaults of every architecture for a large layer decode in registers, and multiply 8 bits, or
+    float16 where there is no unit for e4m3."""
+    spec = spec_of(code, **{**LARGE, "weight": packed(bits, code), "bias": True})
+    for name in ("a100", "l40s", "h100", "b200"):
+        target = targets.get(name)
+        made = check(spec, Config.from_json(MatmulTunable(spec).default(target)), target)
+        assert made.spill_bytes <= 64, f"{name}: {made}"
+        unit = {"int8": r"\.s8|kind::i8", "fp8": r"\.e4m3|kind::f8f6f4"}[code]
+        unit = r"\.f16" if (name, code) == ("a100", "fp8") else unit
+        assert re.search(rf"(mma|wgmma)[^;]*({unit})", made.ptx), name
 
 
 def test_ragged_rows_get_the_portable_template() -> None:
