@@ -161,7 +161,8 @@ class MatmulOperator(Operator):
         from kdsl.kernels.matmul.config import Config
 
         config = Config.from_json(dict(self.config))
-        return launch.Launcher(codecache.load(arguments.source(config)), self.spec, config)
+        module = codecache.load(arguments.source(self.spec, config))
+        return launch.Launcher(module, self.spec, config)
 
     @property
     def source(self) -> str:
@@ -169,7 +170,7 @@ class MatmulOperator(Operator):
         from kdsl.kernels.matmul import arguments
         from kdsl.kernels.matmul.config import Config
 
-        return arguments.source(Config.from_json(dict(self.config)))
+        return arguments.source(self.spec, Config.from_json(dict(self.config)))
 
     def cost(self) -> Mapping[str, float]:
         """Operations and bytes of a call, and for a named GPU the predicted and measured time in

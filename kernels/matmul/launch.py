@@ -9,8 +9,9 @@ from kdsl.kernels.attention.direct import Direct, direct
 from kdsl.kernels.attention.hopper.launch import multiprocessors, stream_of
 from kdsl.kernels.matmul import arguments, portable
 from kdsl.kernels.matmul.config import Config
-from kdsl.kernels.matmul.facts import view
-from kdsl.kernels.matmul.hopper import config as hopper
+from kdsl.kernels.matmul.facts import Packed, view
+from kdsl.kernels.matmul.hopper.config import layout_of
+from kdsl.kernels.matmul.templates import template_of
 from kdsl.specs import Matmul
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ class Launcher:
         self.own = config.template == "hopper"
         down, across = arguments.tiles(spec, config)
         self.tiles = down * across
-        self.options = hopper.options(config) if self.own else portable.options(config)
+        self.part = template_of(spec, config.template)
+        self.options = self.part.options(config)
         self.prepared: dict[Any, Direct | None] = {}
 
     def output(self, x: Tensor) -> Tensor:
@@ -66,7 +68,7 @@ class Launcher:
         if kind not in self.prepared and hasattr(kernel, "packed_metadata"):
             if len(self.prepared) >= KEPT_LAUNCHES:
                 self.prepared.clear()
-            roles = {name: name for name, t in tensors.items() if t is not None}
+            roles = {n: n for n, t in tensors.items() if t is not None and n in values}
             self.prepared[kind] = direct(kernel, fn.arg_names, values, programs, roles)
 
     def programs(self, device: Any) -> int:
@@ -83,10 +85,11 @@ class Launcher:
 
         plain = torch.contiguous_format
         x, weight = self.view.x, self.view.weight
+        signs = weight.signs if isinstance(weight, Packed) else ""
         found: dict[str, Tensor | None] = {
             "x": operands[f"x_{x.codes}"],
             "weight": operands[f"weight_{weight.codes}"],
-            "signs": operands[f"weight_{weight.signs}"] if self.view.bits == 3 else None,
+            "signs": operands[f"weight_{signs}"] if signs else None,
             "out": out,
             "residual": operands["residual"] if self.spec.residual else None,
             "x_scale": operands[f"x_{x.scales}"],
@@ -113,20 +116,23 @@ class Launcher:
 
     def values(self, tensors: Mapping[str, Tensor | None]) -> dict[str, Any]:
         """Every argument of the kernel by name."""
+        import torch
+
         held: dict[str, Any] = dict(tensors)
         capability = capability_of(held["out"].device)
         for name in ("x", "weight"):
             if name == "x" or not self.view.group:
                 held[name] = self._codes(held[name], capability)
-        if self.own:
-            held.pop("signs")
-            boxes = hopper.boxes(self.spec, self.config)
-            held |= {name: _described(held[name], box) for name, box in boxes.items()}
-            counts = arguments.integers(self.spec, self.config)
-            return {**held, **counts, **hopper.constants(self.spec, self.config)}
         strides = tuple(0 if held[n] is None else held[n].stride(0) for n in MATRICES)
+        if self.own:
+            del held["signs"]
+            if self.view.group:
+                held["weight"] = held["weight"].view(torch.int16)
+                del held["zeros"], held["sums"]
+            boxes = self.part.boxes(self.spec, self.config)
+            held |= {name: _described(held[name], box) for name, box in boxes.items()}
         counts = arguments.integers(self.spec, self.config, strides)
-        return {**held, **counts, **portable.constants(self.spec, self.config, capability)}
+        return {**held, **counts, **self.part.constants(self.spec, self.config, capability)}
 
     def _codes(self, t: Tensor, capability: tuple[int, int]) -> Tensor:
         """Codes in the type that the template takes."""
@@ -147,7 +153,7 @@ def _described(x: Tensor, box: tuple[int, int]) -> Any:
     """A descriptor of a matrix that TMA fetches in boxes."""
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-    layout = hopper.layout_of(box[1], 8 * x.element_size())
+    layout = layout_of(box[1], 8 * x.element_size())
     return TensorDescriptor(x, list(x.shape), list(x.stride()), list(box), layout)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from kdsl.errors import ConfigError
 from kdsl.kernels.matmul import portable
 from kdsl.kernels.matmul.config import Config
-from kdsl.kernels.matmul.hopper import config as hopper
+from kdsl.kernels.matmul.templates import template_of
 from kdsl.specs import Matmul
 from kdsl.targets import Target
 
@@ -18,18 +18,16 @@ TEMPLATES = {"triton": ("portable",), "gluon": ("hopper",), None: ("hopper", "po
 
 def problem(spec: Matmul, config: Config, target: Target) -> str | None:
     """Why a configuration cannot run a spec on a GPU, or None."""
-    if config.template == "hopper":
-        return hopper.problem(spec, config, target)
-    return portable.problem(spec, config, target)
+    found: str | None = template_of(spec, config.template).problem(spec, config, target)
+    return found
 
 
 def candidates(
     spec: Matmul, target: Target, templates: tuple[str, ...] = TEMPLATES[None]
 ) -> Iterator[Config]:
     """Configurations from the most to the least wanted, whether legal or not."""
-    own = {"hopper": hopper.preferences, "portable": portable.preferences}
     for template in templates:
-        yield from own[template](spec, target)
+        yield from template_of(spec, template).preferences(spec, target)
 
 
 def default(spec: Matmul, target: Target, templates: tuple[str, ...] = TEMPLATES[None]) -> Config:

@@ -98,7 +98,7 @@ class MatmulRunner:
         """One call."""
         config = Config.from_json(dict(params))
         if config not in self.launchers:
-            module = self.load(arguments.source(config))
+            module = self.load(arguments.source(self.spec, config))
             self.launchers[config] = launch.Launcher(module, self.spec, config)
         self.launchers[config](self.operands, self.out)
 

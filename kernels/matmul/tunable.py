@@ -14,8 +14,10 @@ from kdsl.errors import ConfigError
 from kdsl.kernels.matmul import arguments, portable
 from kdsl.kernels.matmul.config import SPACE, Config
 from kdsl.kernels.matmul.facts import view
+from kdsl.kernels.matmul.hopper import coded_config
 from kdsl.kernels.matmul.hopper import config as hopper
 from kdsl.kernels.matmul.rule import ARCHITECTURES, TEMPLATES, default, problem
+from kdsl.kernels.matmul.templates import template_of
 from kdsl.specs import Matmul
 from kdsl.targets import Target
 from kdsl.work import AheadOfTime, Work
@@ -74,13 +76,9 @@ class MatmulTunable:
         each = np.full(programs, down * across // programs, np.int64)
         each[: down * across % programs] += 1
         step = 2.0 * config.block_m * config.block_n * config.block_k
-        part = hopper if own else portable
+        part = template_of(spec, config.template)
         registers = part.sums(config) + part.OTHER_REGISTERS
-        asked = (
-            hopper.shared_bytes(spec, config)
-            if own
-            else portable.shared_bytes(spec, config, target)
-        )
+        asked = part.shared_bytes(spec, config, target)
         held = view(spec)
         # Where there is no unit for e4m3 it is float16 that is multiplied.
         unit = "int8" if held.integer else "float8_e4m3"
@@ -95,14 +93,14 @@ class MatmulTunable:
             shared_bytes=asked,
             steps=each * steps,
             step_flop=step,
-            step_bytes=float((config.block_m + config.block_n) * config.block_k),
+            step_bytes=float((config.block_m + config.block_n * held.bits / 8) * config.block_k),
             registers=registers,
             spill_bytes=4 * max(registers - 255, 0),
         )
 
     def source(self, params: Mapping[str, Any]) -> str:
         """The complete kernel file."""
-        return arguments.source(Config.from_json(dict(params)))
+        return arguments.source(self.spec, Config.from_json(dict(params)))
 
     def ahead_of_time(self, params: Mapping[str, Any], target: Target) -> AheadOfTime:
         """What to hand to the compiler for a GPU that need not be there."""
@@ -139,7 +137,9 @@ def traffic(spec: Matmul) -> int:
 @cache
 def template_hash() -> str:
     """Changes with the templates, and with the modules that choose their constants."""
-    here = [portable.TEMPLATE, *hopper.MODULES, Path(str(hopper.__file__))]
+    modules = dict.fromkeys((*hopper.MODULES, *coded_config.MODULES))
+    here = [portable.TEMPLATE, *modules]
+    here += [Path(str(m.__file__)) for m in (hopper, coded_config)]
     here += [
         Path(__file__).parent / f"{n}.py" for n in ("arguments", "facts", "launch", "portable")
     ]

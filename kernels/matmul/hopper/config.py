@@ -81,8 +81,9 @@ def buffers(spec: Matmul, config: Config) -> int:
     return config.chunks if spec.residual else min(config.chunks, 2)
 
 
-def shared_bytes(spec: Matmul, config: Config) -> int:
+def shared_bytes(spec: Matmul, config: Config, target: Target) -> int:
     """Bytes a program asks for: never below the compiler's figure, at most 10 % above."""
+    del target
     stages = config.num_stages * (config.block_m + config.block_n) * config.block_k
     chunk = config.block_m * config.block_n // config.chunks * ITEM_BYTES[spec.dtype]
     return stages + buffers(spec, config) * chunk + BARRIERS
@@ -91,8 +92,6 @@ def shared_bytes(spec: Matmul, config: Config) -> int:
 def problem(spec: Matmul, config: Config, target: Target) -> str | None:
     """Why the template cannot run a spec so, or None."""
     item = ITEM_BYTES[spec.dtype]
-    if view(spec).group:
-        return "the hopper template multiplies weights of 8 bits"
     if target.capability != CAPABILITY:
         return f"the hopper template is for compute capability 9.0, not {target.name}'s"
     if spec.inner % ALIGNMENT:
@@ -113,7 +112,7 @@ def problem(spec: Matmul, config: Config, target: Target) -> str | None:
     need = held + OTHER_REGISTERS + (EPILOGUE_REGISTERS - OTHER_REGISTERS) * width // WIDEST
     if need > have:
         return f"about {need} registers a thread, {have} are to be had"
-    asked = shared_bytes(spec, config)
+    asked = shared_bytes(spec, config, target)
     if asked > target.smem_optin:
         return f"{asked} bytes of shared memory, {target.name} has {target.smem_optin}"
     return None
@@ -136,14 +135,20 @@ def preferences(spec: Matmul, target: Target) -> Iterator[Config]:
 
 def source() -> str:
     """The complete kernel file: the modules in a row."""
-    texts = [path.read_text() for path in MODULES]
+    return joined(MODULES)
+
+
+def joined(modules: tuple[Path, ...]) -> str:
+    """Modules in a row, under the first words of the last one."""
+    texts = [path.read_text() for path in modules]
     head = texts[-1].split("\n\nfrom ")[0].rstrip() + "\n" + IMPORTS
     bodies = [text.split(MARK)[1].strip("\n") for text in texts]
     return head + "\n" + "\n\n\n".join(bodies) + "\n"
 
 
-def constants(spec: Matmul, config: Config) -> dict[str, Any]:
+def constants(spec: Matmul, config: Config, capability: tuple[int, int]) -> dict[str, Any]:
     """The kernel's compile-time arguments."""
+    del capability
     held = view(spec)
     return {
         "BLOCK_M": config.block_m,

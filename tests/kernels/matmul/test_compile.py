@@ -15,6 +15,8 @@ from kdsl import build, targets
 from kdsl.errors import ConfigError, UnsupportedError
 from kdsl.kernels.matmul import arguments, portable
 from kdsl.kernels.matmul.config import SPACE, Config
+from kdsl.kernels.matmul.facts import view
+from kdsl.kernels.matmul.hopper import coded_config
 from kdsl.kernels.matmul.hopper import config as hopper
 from kdsl.kernels.matmul.rule import ARCHITECTURES, problem
 from kdsl.kernels.matmul.tunable import MatmulTunable
@@ -33,6 +35,7 @@ H100 = targets.get("h100")
 SAMPLE = 5
 """Configurations of each architecture in an ordinary run."""
 WIDE = Config(128, 256, 128, 8, 4, 12, 4, "hopper")
+NEIGHBOUR = Config(128, 128, 128, 8, 6, 12, 1, "hopper").to_json()
 LARGE: dict[str, Any] = {"rows": 4608, "inner": 3072, "columns": 12288, "dtype": "bfloat16"}
 
 
@@ -74,13 +77,21 @@ def check_hopper(spec: Matmul, config: Config) -> Compiled:
     assert made.spill_bytes == 0, f"{config}: {made}"
     assert made.registers <= hopper.resources(config).at_launch
     assert "C75" not in warnings_of(made.ptx)
-    check_arrivals(made.ptx, 2 * hopper.consumers(config))
+    # A stage is freed in the loop over K, and by the 8-bit template behind it too.
+    check_arrivals(made.ptx, hopper.consumers(config) * (1 if view(spec).group else 2))
     code = sass(made.cubin)
     integer = spec.x.name.startswith("int8")
+    found = code.count("IGMMA" if integer else "QGMMA")
+    if view(spec).group:
+        # Two warpgroups, each a step in one loop; sixteen words of four codes a thread are read
+        # before the loops and in them.
+        assert found == 2 * config.block_k // 32
+        assert len(re.findall(r"LDS\.[US]16", code)) == 2 * 2 * 16
+        return made
     each = config.block_m // 64 * config.block_k // 32
     each *= -(-config.block_n // 128) if integer else 1
     # One before the loop over K, one in it.
-    assert code.count("IGMMA" if integer else "QGMMA") == 2 * each
+    assert found == 2 * each
     return made
 
 
@@ -199,6 +210,45 @@ def test_backends_are_templates() -> None:
         build(spec, gpu="a100", backend="cuda")
 
 
+@pytest.mark.parametrize("code", ["int8", "fp8"])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_four_bits_are_decoded_as_an_operand(code: str, residual: bool, dtype: str) -> None:
+    """The default on Hopper for weights of four bits: weights never become 8 bits in memory, and
+    their products are not serialised."""
+    more = {"dtype": dtype, "residual": residual, "bias": True, "activation": "gelu_tanh"}
+    spec = spec_of(code, **{**LARGE, **more, "weight": packed(4, code)})
+    op = build(spec, gpu="h100", mode="off")
+    assert op.backend == "gluon"
+    assert (op.config["block_m"], op.config["block_n"]) == (128, 128)
+    check_hopper(spec, Config.from_json(dict(op.config)))
+    assert op.source == coded_config.source()
+    assert "kdsl" not in op.source
+
+
+@pytest.mark.parametrize(
+    ("fields", "change", "reason"),
+    [
+        ({"weight": packed(3)}, {}, "decodes four bits"),
+        ({"inner": 192, "weight": packed(4, "int8", 64)}, {}, "groups of 64, steps of 128"),
+        ({"columns": 75}, {}, "no rows of 75 float16"),
+        ({}, {"block_n": 256}, "two warpgroups of 64 columns"),
+        ({}, {"chunks": 2}, "in one chunk"),
+        ({}, {"block_k": 64}, "in steps of 128"),
+        ({}, {"block_m": 256}, "registers a thread"),
+        ({"dtype": "float32"}, {"num_stages": 8}, "bytes of shared memory"),
+    ],
+)
+def test_what_is_illegal_with_few_bits(
+    fields: dict[str, Any], change: dict[str, Any], reason: str
+) -> None:
+    """Each limit of the template for four bits refuses with its reason."""
+    plain = {"inner": 256, "weight": packed(4)}
+    assert MatmulTunable(spec_of(**plain)).legal(NEIGHBOUR, H100) is None
+    tunable = MatmulTunable(spec_of(**{**plain, **fields}))
+    assert reason in str(tunable.legal({**NEIGHBOUR, **change}, H100))
+
+
 @pytest.mark.parametrize("bits", [4, 3])
 @pytest.mark.parametrize("code", ["int8", "fp8"])
 def test_few_bits_do_not_spill(code: str, bits: int) -> None:
@@ -207,7 +257,9 @@ def test_few_bits_do_not_spill(code: str, bits: int) -> None:
     spec = spec_of(code, **{**LARGE, "weight": packed(bits, code), "bias": True})
     for name in ("a100", "l40s", "h100", "b200"):
         target = targets.get(name)
-        made = check(spec, Config.from_json(MatmulTunable(spec).default(target)), target)
+        made = check(
+            spec, Config.from_json(MatmulTunable(spec, ("portable",)).default(target)), target
+        )
         assert made.spill_bytes <= 64, f"{name}: {made}"
         unit = {"int8": r"\.s8|kind::i8", "fp8": r"\.e4m3|kind::f8f6f4"}[code]
         unit = r"\.f16" if (name, code) == ("a100", "fp8") else unit

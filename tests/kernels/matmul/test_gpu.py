@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import kdsl
 from kdsl import targets
 from kdsl.errors import InputError
 from kdsl.kernels.matmul.config import SPACE, Config
+from kdsl.kernels.matmul.facts import view
 from kdsl.kernels.matmul.launch import capability_of
 from kdsl.kernels.matmul.rule import problem
 from kdsl.kernels.matmul.runner import MatmulRunner
@@ -25,7 +27,7 @@ from kdsl.specs import Matmul
 from kdsl.specs.matmul import ACTIVATIONS
 from tests.devices import DEVICE, examples, no_synchronisation, poisoned_memory
 from tests.interpreter.matmul.test_property import *  # noqa: F403
-from tests.matrices import check, matmuls, operands, spec_of
+from tests.matrices import check, matmuls, operands, packed, packed_matmuls, spec_of
 
 torch: Any = pytest.importorskip("torch")
 pytestmark = [
@@ -92,6 +94,47 @@ def test_any_product_by_hoppers_template(spec: Matmul, seed: int) -> None:
     first = op(*tensors)
     check(spec, first, given, capability_of(first.device))
     assert torch.equal(op(*tensors), first)
+
+
+@settings(max_examples=examples(30))
+@given(
+    spec=packed_matmuls(("bfloat16", "float16", "float32")),
+    seed=st.integers(0, 99),
+    residual=st.booleans(),
+)
+def test_any_product_of_four_bits_by_hoppers_template(
+    spec: Matmul, seed: int, residual: bool
+) -> None:
+    """Both units, log and uniform books, ragged rows and columns: within the bound."""
+    hopper_only()
+    spec = replace(spec, columns=8 * spec.columns, residual=residual)
+    assume(view(spec).bits == 4 and view(spec).group % 128 == 0)
+    given = operands(spec, seed)
+    for name in ("bias", "residual"):
+        if name in given and spec.dtype == "bfloat16":
+            given[name] = torch.from_numpy(given[name]).bfloat16().float().numpy()
+    op = kdsl.build(spec, backend="gluon", mode="off")
+    found = op(*moved(spec, given))
+    check(spec, found, given, capability_of(found.device))
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda s: "x".join(map(str, s)))
+@pytest.mark.parametrize("bits", [4, 3])
+@pytest.mark.parametrize("code", ["int8", "fp8"])
+def test_models_layers_with_few_bits(code: str, bits: int, layer: tuple[int, int, int]) -> None:
+    """The defaults of both templates on whole layers: every number within its bound."""
+    rows, inner, columns = layer
+    spec = spec_of(
+        code, rows=rows, inner=inner, columns=columns, dtype="bfloat16", bias=True,
+        residual=inner > columns, weight=packed(bits, code),
+    )  # fmt: skip
+    one = runner(spec)
+    for template in ("hopper", "portable"):
+        if template == "hopper" and (here().capability != (9, 0) or bits == 3):
+            continue
+        config = Config.from_json(MatmulTunable(spec, (template,)).default(here()))
+        for family in one.families:
+            passes(one, config, family)
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda s: "x".join(map(str, s)))

@@ -26,6 +26,8 @@ class Program:
     consumers: int
     stages: int
     residual: bool
+    coded: bool = False
+    """Weights of few bits: the next step's codes are read before this step's product is over."""
     eager: bool = False
     """A consumer that frees a stage as soon as its product has started: what the model must see."""
     seen: dict[int, list[Any]] = field(default_factory=dict)
@@ -50,6 +52,9 @@ class Program:
     def consumer(self, me: int) -> Iterator[Step]:
         """`consumer` of the template; a product reads its stage until it is waited for."""
         seen = self.seen.setdefault(me, [])
+        if self.coded:
+            yield from self.coded_consumer(me, seen)
+            return
         at, phase, turn = 0, 0, 0
         for tile in range(self.tiles):
             yield self.full[at].passed(phase)
@@ -80,6 +85,33 @@ class Program:
                 assert self.out[me] == ("residual", tile)
             self.out[me] = ("out", tile)
 
+    def coded_consumer(self, me: int, seen: list[Any]) -> Iterator[Step]:
+        """`coded_consumer` of the template for few bits."""
+        at, phase, turn = 0, 0, 0
+        yield self.full[0].passed(0)
+        codes = self.ring[0]
+        for tile in range(self.tiles):
+            if self.residual:
+                self.out[me] = ("residual", tile)
+                self.arrived[me].arrive()
+            for k in range(self.steps):
+                started = self.ring[at]
+                later, phase = advance(at, phase, self.stages)
+                if k + 1 < self.steps or tile + 1 < self.tiles:
+                    yield self.full[later].passed(phase)
+                ahead = self.ring[later]
+                yield lambda: True
+                # The product has read x until now, and the codes from registers.
+                assert started == self.ring[at] == codes
+                seen.append((self.ring[at], (tile, k)))
+                self.empty[at].arrive()
+                at, codes = later, ahead
+            if self.residual:
+                yield self.arrived[me].passed(turn)
+                turn ^= 1
+                assert self.out[me] == ("residual", tile)
+            self.out[me] = ("out", tile)
+
 
 @given(
     tiles=st.integers(1, 9),
@@ -87,14 +119,15 @@ class Program:
     consumers=st.sampled_from((1, 2)),
     stages=st.integers(2, 8),
     residual=st.booleans(),
+    coded=st.booleans(),
     seed=st.integers(0, 2**32),
 )
 def test_every_order_of_events_ends_right(
-    tiles: int, steps: int, consumers: int, stages: int, residual: bool, seed: int
+    tiles: int, steps: int, consumers: int, stages: int, residual: bool, coded: bool, seed: int
 ) -> None:
     """For tiles of one step and more every product reads the step it is meant for until it ends,
     residuals come before outputs, and nobody waits for ever."""
-    program = Program(tiles, steps, consumers, stages, residual)
+    program = Program(tiles, steps, consumers, stages, residual, coded)
     run(program, seed)  # type: ignore[arg-type]
     for mine in program.seen.values():
         assert len(mine) == tiles * steps
