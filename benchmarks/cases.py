@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdsl import masks
-from kdsl.layouts import Outline, activations, w8
+from kdsl.layouts import Outline, activations, slog, w8
 from kdsl.specs import Attention, Matmul, Quantize
 
 SHAPES = {
@@ -152,17 +152,21 @@ class MatmulCase:
     """rows, inner, columns."""
     code: str
     residual: bool
+    bits: int = 8
+    """Of weights; below eight of a log codebook, with scales of 128 columns of K."""
 
     @property
     def spec(self) -> Matmul:
         """What is computed."""
         rows, inner, columns = self.shape
+        exact = "e4m3" if self.code == "fp8" else "int8"
+        few = None if self.bits == 8 else slog(self.bits, None, 128, exact)
         return Matmul(
             rows=rows,
             inner=inner,
             columns=columns,
             x=activations(self.code),
-            weight=w8("channel", self.code),
+            weight=few or w8("channel", self.code),
             bias=True,
             activation=None if self.residual else "gelu_tanh",
             residual=self.residual,
@@ -177,12 +181,15 @@ MATMUL = {
         ((32760, 1536, 8960), False),
     )
     for code in ("int8", "fp8")
+    for bits in (8, 4, 3)
     for case in (
         MatmulCase(
-            f"matmul-{m}x{k}x{n}-{code}-{'residual' if residual else 'gelu'}",
+            f"matmul-{m}x{k}x{n}-{code}{'' if bits == 8 else f'-w{bits}'}-"
+            f"{'residual' if residual else 'gelu'}",
             (m, k, n),
             code,
             residual,
+            bits,
         ),
     )
 }

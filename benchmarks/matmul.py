@@ -13,10 +13,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 import kdsl
 from benchmarks import rows, timing
 from benchmarks.cases import MATMUL, MatmulCase
 from kdsl.errors import UnsupportedError
+from kdsl.kernels.matmul.facts import Packed, view
+from kdsl.kernels.matmul.truth import unpacked
 
 SAMPLED = 256
 """Rows whose error is measured."""
@@ -36,6 +40,8 @@ class Inputs:
     residual: Any
     coded: Mapping[str, tuple[Any, Any, Any, Any]]
     """Codes and scales of x, then of the weight, by code."""
+    few: Mapping[str, Any]
+    """The weight's buffers where it has fewer than eight bits."""
 
 
 def suite(peers: Sequence[str], cases: Sequence[str], commit: str) -> Iterator[dict[str, Any]]:
@@ -82,7 +88,34 @@ def made_inputs(case: MatmulCase, device: str) -> Inputs:
     x, weight = drawn(*spec.x_shape), drawn(*spec.weight_shape) * spec.inner**-0.5
     bias, residual = drawn(spec.columns), drawn(spec.rows, spec.columns) if spec.residual else None
     made = {code: (*coded(x, code), *coded(weight, code)) for code in ("int8", "fp8")}
-    return Inputs(x, weight, bias, residual, made)
+    few = {} if case.bits == 8 else few_bits(case, weight)
+    return Inputs(x, weight, bias, residual, made, few)
+
+
+def few_bits(case: MatmulCase, weight: Any) -> dict[str, Any]:
+    """A weight's buffers in its format, by the largest of each group and nearest entries."""
+    import torch
+
+    held = view(case.spec).weight
+    assert isinstance(held, Packed)
+    code = case.spec.weight.level.field.code
+    book = torch.from_numpy(code.decode(np.arange(1 << held.bits))).to(weight.device)
+    groups = weight.float().reshape(len(weight), -1, held.group)
+    scales = (groups.abs().amax(-1) / float(book.abs().max())).half()
+    entries, order = book.sort()
+    t = (groups / scales.float()[..., None]).reshape(weight.shape)
+    pattern = order[torch.bucketize(t, (entries[1:] + entries[:-1]) / 2)]
+
+    def bytes_of(fields: Any, each: int) -> Any:
+        parts = fields.reshape(len(fields), -1, each)
+        by = torch.arange(each, device=fields.device) * (8 // each)
+        return (parts << by).sum(-1).to(torch.uint8)
+
+    out = {f"weight_{held.scales}": scales}
+    if held.bits == 4:
+        return {f"weight_{held.codes}": bytes_of(pattern, 2), **out}
+    planes = {held.codes: bytes_of(pattern & 3, 4), held.signs: bytes_of(pattern >> 2, 8)}
+    return {**{f"weight_{n}": p for n, p in planes.items()}, **out}
 
 
 def coded(x: Any, code: str) -> tuple[Any, Any]:
@@ -101,8 +134,8 @@ def implementations(case: MatmulCase, given: Inputs) -> dict[str, Callable[[], A
 
     torch._dynamo.reset()
     x, sx, w, sw = given.coded[case.code]
-    buffers = {"weight_codes": as_stored(w), "weight_scales": sw, "bias": given.bias}
-    op = kdsl.build(case.spec).bind(buffers)
+    buffers = given.few or {"weight_codes": as_stored(w), "weight_scales": sw}
+    op = kdsl.build(case.spec).bind({**buffers, "bias": given.bias})
     rest = (as_stored(x), sx, *([given.residual] if case.spec.residual else []))
     x8, s8, w8, t8 = given.coded["fp8"]
     xi, si, wi, ti = given.coded["int8"]
@@ -151,6 +184,10 @@ def relative_error(case: MatmulCase, given: Inputs, name: str, found: Any) -> fl
     else:
         code = {"torch._scaled_mm": "fp8", "torch._int_mm": "int8"}.get(name, case.code)
         x, sx, w, sw = given.coded[code]
-        y = (x[sample].double() * sx[sample].double()) @ (w.double() * sw.double()).T
+        weight = w.double() * sw.double()
+        held = view(case.spec).weight
+        if name == "kdsl" and isinstance(held, Packed):
+            weight = unpacked(held, given.few)
+        y = (x[sample].double() * sx[sample].double()) @ weight.T
     wanted = epilogue(case, y, given, sample)
     return float((found[sample].double() - wanted).norm() / wanted.norm())

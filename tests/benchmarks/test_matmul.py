@@ -17,6 +17,7 @@ from benchmarks.matmul import (
     relative_error,
 )
 from kdsl.kernels.matmul.facts import view
+from kdsl.layouts import quantize
 from kdsl.reference.matmul import matmul
 
 torch: Any = pytest.importorskip("torch")
@@ -24,11 +25,13 @@ SMALL = MatmulCase("small", (64, 96, 32), "int8", False)
 
 
 def test_cases_are_the_issues() -> None:
-    """Three layers, each with int8 and e4m3; an id says what is computed, and a kernel does."""
-    assert len(MATMUL) == 6
+    """Three layers, each with int8 and e4m3 x and weights of 8, 4 and 3 bits; an id says what is
+    computed, and a kernel does."""
+    assert len(MATMUL) == 18
     for name, case in MATMUL.items():
         assert name == case.id
         assert view(case.spec).integer == (case.code == "int8")
+        assert view(case.spec).bits == case.bits
         assert case.spec.residual == (case.spec.activation is None)
     assert MATMUL["matmul-4608x12288x3072-fp8-residual"].spec.inner == 12288
 
@@ -53,6 +56,25 @@ def test_plain_torch_is_the_reference(code: str, residual: bool) -> None:
     assert relative_error(case, given, "kdsl", epilogue(case, y, given)) < 0.0025
     assert relative_error(case, given, "kdsl", wanted.roll(1, 0)) > MOST_ERROR
     assert 0.001 < relative_error(case, given, "torch bf16", wanted) < 0.1
+
+
+@pytest.mark.parametrize("code", ["int8", "fp8"])
+@pytest.mark.parametrize("bits", [4, 3])
+def test_few_bits_are_quantized_as_the_layout_says(code: str, bits: int) -> None:
+    """Plain torch finds the buffers that the format's own quantizer finds, but for entries halfway
+    between two; the error is measured against them."""
+    case = replace(SMALL, shape=(64, 256, 32), code=code, bits=bits)
+    given, fmt = made_inputs(case, "cpu"), case.spec.weight
+    wanted = fmt.pack(quantize(fmt, given.weight.float().numpy()), case.spec.weight_shape)
+    for name, value in wanted.items():
+        mine = given.few[f"weight_{name}"].numpy()
+        assert mine.shape == value.shape
+        assert (mine != value).mean() < 0.01, name
+    x, sx, _, _ = given.coded[code]
+    operands = {"x_codes": as_stored(x), "x_scales": sx, **given.few, "bias": given.bias}
+    found = torch.from_numpy(matmul(case.spec, operands)).bfloat16()
+    assert relative_error(case, given, "kdsl", found) < 0.0025
+    assert relative_error(case, given, "kdsl", found.roll(1, 1)) > MOST_ERROR
 
 
 def test_without_a_gpu_it_refuses(capsys: pytest.CaptureFixture[str]) -> None:
