@@ -52,12 +52,17 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description=__doc__,
+        description=(__doc__ or "").replace("``", ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="SUITE")
     results = argparse.ArgumentParser(add_help=False)
-    results.add_argument("--results", type=Path, default=rows.ROOT / "benchmarks" / "results")
+    results.add_argument(
+        "--results",
+        type=Path,
+        default=rows.ROOT / "benchmarks" / "results",
+        help="folder of rows (default: benchmarks/results)",
+    )
     written = argparse.ArgumentParser(add_help=False, parents=[results])
     written.add_argument(
         "--commit", default="", help="the commit of these sources, where Git is not"
@@ -104,7 +109,8 @@ def _on_ranks(given: argparse.Namespace) -> int:
 
 
 def _first_line(text: str | None) -> str:
-    return (text or "").splitlines()[0].rstrip(".").lower()
+    line = (text or "").splitlines()[0].rstrip(".")
+    return line[:1].lower() + line[1:]
 
 
 def _names(known: Mapping[str, Any] | list[str]) -> Any:

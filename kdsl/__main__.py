@@ -16,7 +16,11 @@ WIDTH = 120
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; see above for exit codes."""
-    parser = argparse.ArgumentParser(prog="python -m kdsl", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m kdsl",
+        description="What works here and on other GPUs, and where generated code is kept.",
+        epilog="exit codes: 0 done, 1 a known error, or something that ran here is wrong",
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     doctor = commands.add_parser(
         "doctor",

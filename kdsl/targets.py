@@ -190,15 +190,13 @@ def get(name: str) -> Target:
     Raises :class:`~kdsl.errors.UnsupportedError` with the known names and the nearest of them.
     """
     by_name = {_plain(n): t for t in _TABLE for n in (t.name, *t.aliases)}
+    listed = ", ".join(t.name for t in _TABLE)
     if not isinstance(name, str):
-        raise UnsupportedError(
-            f"{name!r} is no name of a GPU", hint=f"one of: {', '.join(by_name)}"
-        )
+        raise UnsupportedError(f"{name!r} is no name of a GPU", hint=f"one of: {listed}")
     found = by_name.get(_plain(name))
     if found is not None:
         return found
     nearest = difflib.get_close_matches(_plain(name), by_name, n=1, cutoff=0.5)
-    listed = ", ".join(t.name for t in _TABLE)
     raise UnsupportedError(
         f"unknown GPU {name!r}",
         where="the table of GPUs (kdsl.targets)",

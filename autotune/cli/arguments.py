@@ -51,7 +51,7 @@ commands:
   doctor  is the database sound, and what is the GPU like?
   prune   remove old losers; says what it would remove, unless --yes
   replay, evaluate, ablate   judge the search, the cost model, the key on recorded rows
-  calibrate                  fit the cost model to them
+  calibrate, distil, report  fit the cost model, write the built-in rule, draw a page from them
 
 exit codes:
   0 done   1 a fault   2 a wrong command line   3 the GPU is not here and was required

@@ -57,8 +57,9 @@ def tune(given: argparse.Namespace, hardware: Hardware) -> int:
             print(f"interrupted: every result so far is stored. {session.onward}", file=sys.stderr)
             return INTERRUPTED
         except StoreError:
-            session.report()
-            print(f"stopped: every result so far is stored. {session.onward}", file=sys.stderr)
+            if session.campaign is not None:  # else nothing was begun that could go on
+                session.report()
+                print(f"stopped: every result so far is stored. {session.onward}", file=sys.stderr)
             raise
     session.report()
     return session.verdict()

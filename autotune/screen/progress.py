@@ -18,6 +18,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from kdsl.autotune.screen.report import settings
 from kdsl.autotune.session.outcome import Outcome
 from kdsl.autotune.session.tuner import Tally, Watch
 
@@ -36,12 +37,7 @@ def standing(tally: Tally) -> str:
     if not best:
         return "nothing yet"
     text = f"best {best[0].median_us:.0f} us"
-    return text if tally.gain is None else f"{text}, {tally.gain:.3f}x the default"
-
-
-def settings(outcome: Outcome) -> str:
-    """A configuration in a line."""
-    return " ".join(f"{name}={value}" for name, value in outcome.params.items())
+    return text if tally.gain is None else f"{text}, {tally.gain:.3f}x as fast as the default"
 
 
 class Lines:
@@ -124,7 +120,7 @@ class Bar:
 
     def step(self, tally: Tally, outcome: Outcome) -> None:
         """A candidate is done."""
-        last = settings(outcome)
+        last = settings(outcome.params)
         if outcome.status != "ok":
             last += f": {outcome.status}"
         task = self._tasks[tally.name]

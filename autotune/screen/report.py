@@ -58,7 +58,7 @@ def ranking(console: Console, tally: Tally) -> None:
     table = Table(
         title=f"{tally.name}, {tally.kind}",
         title_justify="left",
-        caption=f"in all of them {short(same)}" if same else None,
+        caption=f"in all of them {settings(same)}" if same else None,
         caption_justify="left",
     )
     table.add_column("")
@@ -76,7 +76,7 @@ def ranking(console: Console, tally: Tally) -> None:
             _count(registers),
             _count(spilled),
             "" if shared is None else f"{shared / 1024:.0f}",
-            short({n: v for n, v in outcome.params.items() if n not in same}),
+            settings({n: v for n, v in outcome.params.items() if n not in same}),
         )
     console.print(table)
 
@@ -87,9 +87,9 @@ def statuses(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{n} {status}" for status, n in order if n) or "none"
 
 
-def short(params: Mapping[str, object]) -> str:
-    """A configuration in a few characters."""
-    return " ".join(f"{initials(name)}={value}" for name, value in params.items())
+def settings(params: Mapping[str, object]) -> str:
+    """A configuration in a line, in the names that ``config=`` takes."""
+    return " ".join(f"{name}={value}" for name, value in params.items())
 
 
 def alike(configurations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -98,12 +98,6 @@ def alike(configurations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if not others:
         return {}
     return {n: v for n, v in first.items() if all(o.get(n) == v for o in others)}
-
-
-def initials(name: str) -> str:
-    """``block_m`` as ``bm``; a short name as it is."""
-    parts = name.split("_")
-    return "".join(p[0] for p in parts) if len(parts) > 1 else name
 
 
 def left_over(tallies: Iterable[Tally], untouched: Sequence[str]) -> list[str]:

@@ -7,25 +7,34 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from examples.clip import job, report
 from examples.clip.facts import Check
 from examples.clip.tables import order_table, summary
+from kdsl import targets
 from kdsl.errors import KdslError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Describe, tune, build, run, check; writes the page; exit code 1 where a check fails."""
-    parser = argparse.ArgumentParser(prog="python -m examples.clip", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.clip",
+        description="The whole job on a real clip: calibrate, tune, build, run, check.",
+    )
     parser.add_argument("--gpu", help="the GPU to tune and compile for; it may be absent")
-    parser.add_argument("--budget", default="6", help="candidates (6) or time (1m) for the tuner")
-    parser.add_argument("--out", type=Path, default=Path("out/clip"), help="default: %(default)s")
+    parser.add_argument(
+        "--budget", default="6", help="candidates or time (1m) for the tuner (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/clip"), help="folder (default: %(default)s)"
+    )
     given = parser.parse_args(arguments)
     console = Console(width=100)
     try:
         return _run(console, given.gpu, given.budget, given.out)
     except KdslError as error:
-        console.print(f"[red]{type(error).__name__}[/]: {error}", highlight=False)
+        console.print(f"[red]{type(error).__name__}[/]: {escape(str(error))}", highlight=False)
         return 1
 
 
@@ -33,7 +42,7 @@ def _run(console: Console, gpu: str | None, budget: str, out: Path) -> int:
     from kdsl.runtime.builder import device_target
 
     present = device_target()
-    gpu = gpu or (present.name if present else "h100")
+    gpu = targets.get(gpu).name if gpu else present.name if present else "h100"
     here = present is not None and present.name == gpu
 
     console.rule("1. describe: a real clip, eight heads, six orders a head")
@@ -48,8 +57,8 @@ def _run(console: Console, gpu: str | None, budget: str, out: Path) -> int:
 
     console.rule("3. build")
     op = job.build(what, gpu)
-    console.print(op.explain(), highlight=False)
-    console.print(op.show(head=3), highlight=False)
+    console.print(op.explain(), highlight=False, markup=False, soft_wrap=True)
+    console.print(op.show(head=3), highlight=False, markup=False)
 
     console.rule("4. run and check")
     piece = job.run_piece()
@@ -69,7 +78,10 @@ def _run(console: Console, gpu: str | None, budget: str, out: Path) -> int:
     compiled = job.compile_kernel(op)
     for c in checks:
         mark = "[green]right[/]" if c.passed else "[red]WRONG[/]"
-        console.print(f"{mark}  {c.what}, {c.where}: error {c.error:.1e}, allowed {c.bound:.1e}")
+        console.print(
+            f"{mark}  {c.what}, {c.where}: error {c.error:.1e}, allowed {c.bound:.1e}",
+            soft_wrap=True,
+        )
     console.print(
         f"compiled for {compiled.arch}: {compiled.registers} registers, {compiled.spills} bytes "
         f"spilled, {compiled.shared / 1024:.0f} KiB shared"

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from examples.paro.study import GRID, Study
 from examples.paro.tables import budget_table, comparison, order_table, verdict
@@ -21,12 +22,30 @@ WORST = -0.01
 
 def main(arguments: list[str] | None = None) -> int:
     """Print tables, write the plan and its pictures; exit code 1 where a claim does not hold."""
-    parser = argparse.ArgumentParser(prog="python -m examples.paro", description=__doc__)
-    parser.add_argument("--grid", type=int, nargs=3, default=GRID.shape, metavar=("F", "H", "W"))
-    parser.add_argument("--block", type=int, nargs=2, default=(64, 64), metavar=("Q", "K"))
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.paro",
+        description="Calibrate on some frames of a real clip, judge on others.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--grid",
+        type=int,
+        nargs=3,
+        default=GRID.shape,
+        metavar=("F", "H", "W"),
+        help="frames, rows and columns of tokens",
+    )
+    parser.add_argument(
+        "--block",
+        type=int,
+        nargs=2,
+        default=(64, 64),
+        metavar=("Q", "K"),
+        help="queries and keys a block",
+    )
     parser.add_argument("--every", type=int, default=2, help="one block row in so many is scored")
     parser.add_argument("--budget", type=float, default=0.05, help="error of a head's output")
-    parser.add_argument("--out", type=Path, default=Path("out/paro"), help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=Path("out/paro"), help="folder")
     given = parser.parse_args(arguments)
     console = Console()
     if not console.is_terminal:
@@ -34,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _run(console, given)
     except KdslError as error:
-        console.print(f"[red]{type(error).__name__}[/]: {error}", highlight=False)
+        console.print(f"[red]{type(error).__name__}[/]: {escape(str(error))}", highlight=False)
         return 1
 
 

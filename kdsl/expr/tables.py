@@ -24,6 +24,9 @@ DTYPES = ("int32", "int16", "uint8", "int8")
 LOW, HIGH = -(2**30), 2**30 - 1
 """Range that a table's values may have unless it says otherwise: a sum of two fits 32 bits."""
 
+CAST = "values.astype(numpy.int32)"
+"""What makes integers of other numbers."""
+
 
 class Table:
     """An integer array of one to three axes, named here and given at the call.
@@ -111,7 +114,7 @@ class Table:
         if array.shape != self.shape:
             raise InputError(f"table {self.name!r} has shape {self.shape}, got {array.shape}")
         if array.dtype.kind not in "iub":
-            raise InputError(f"table {self.name!r} holds integers, got {array.dtype}")
+            raise InputError(f"table {self.name!r} holds integers, got {array.dtype}", hint=CAST)
         if array.size and not (self.low <= int(array.min()) and int(array.max()) <= self.high):
             raise InputError(
                 f"table {self.name!r} holds {int(array.min())}..{int(array.max())}",
@@ -178,7 +181,7 @@ def table(
         return Table(name, shape, dtype, low, high)
     array = _array(name, SpecError)
     if array.dtype.kind not in "iub":
-        raise SpecError(f"a table holds integers, got {array.dtype}")
+        raise SpecError(f"a table holds integers, got {array.dtype}", hint=CAST)
     least, most = (int(array.min()), int(array.max())) if array.size else (0, 0)
     low, high = least if low is None else low, most if high is None else high
     digest = hashlib.sha256(repr((array.shape, dtype)).encode() + array.astype(np.int64).tobytes())

@@ -235,9 +235,12 @@ def as_mask(value: object) -> Mask:
         return Mask((boolean(value),))
     if isinstance(value, Sequence) and not isinstance(value, str):
         return per_head(value)
-    raise SpecError(
-        f"{value!r} is not a mask", hint="masks.causal(), masks.predicate(lambda q, k: ...)"
-    )
+    hint = "masks.causal(), masks.predicate(lambda q, k: ...)"
+    if hasattr(value, "shape"):
+        hint = 'masks.blocks("plan") with the array of blocks at the call, tables={"plan": array}'
+    elif callable(value):
+        hint = "masks.predicate(function)"
+    raise SpecError(f"{value!r:.200} is not a mask", hint=hint)
 
 
 def everything() -> Mask:

@@ -84,7 +84,10 @@ def table(entries: npt.ArrayLike | Table, grid: Grid | None = None) -> Listed:
         # Known lists go by their content, whatever name they came under.
         held = make_table(held.values)
     if len(held.shape) != 1:
-        raise SpecError(f"an order lists tokens along one axis, got shape {held.shape}")
+        raise SpecError(
+            f"an order lists tokens along one axis, got shape {held.shape}",
+            hint="one list of tokens; orders.per_head([...]) for an order of each head's own",
+        )
     if grid is not None and grid.tokens != held.shape[0]:
         raise SpecError(f"the order lists {held.shape[0]} tokens, the grid has {grid.tokens}")
     if held.values is not None:

@@ -130,7 +130,7 @@ class AttentionOperator(Operator):
         else:
             self.require_here()
             self._check_device(device)
-            lists, values = bound.operands(device, differentiated)
+            lists, values = bound.operands(device, differentiated, self._config.masks)
         return lists, values, self.program(differentiated).name
 
     def reads_on_device(self, tables: Tables | None, device: Any) -> bool:
@@ -247,7 +247,7 @@ class AttentionOperator(Operator):
                 batch = batch if self.by_batch else 1
                 made = self.on_device.upload(self.program(False), tables, batch, device, tensors)
             else:
-                made = self._bound_for(tables, batch).upload(device)
+                made = self._bound_for(tables, batch).upload(device, config.masks)
             return launch.launch(module, self.spec, config, made[0], tensors, made[1], kind=kind)
 
     def _check_device(self, device: Any) -> None:

@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from kdsl.blocks import Blocks
 from kdsl.kernels.attention.quantized.tunable import tunable_of
+from kdsl.kernels.lists import packed
+from kdsl.runtime import codecache
 from kdsl.runtime.arrays import without_modes
 from kdsl.specs import Attention
 
@@ -40,14 +42,18 @@ class Bound:
         assert self.tunable.blocks is not None
         return self.tunable.blocks
 
-    def upload(self, device: Any) -> tuple[Any, tuple[Any, ...]]:
-        """(lists, tables) on a device; made once."""
+    def upload(self, device: Any, masks: str = "leaf") -> tuple[Any, tuple[Any, ...]]:
+        """(lists, tables) on a device, made once; with partial blocks as bits if a configuration's
+        ``masks`` are."""
         from kdsl.kernels.attention import launch
 
         if device not in self.on_device:
             spec = self.tunable.spec
             lists = launch.lists(self.blocks, spec.heads, device)
-            made = lists, launch.table_tensors(spec, self.tables, device)
+            tables = launch.table_tensors(spec, self.tables, device)
+            if masks == "bits":
+                tables += packed.of_lists(spec, codecache.load, lists, tables)
+            made = lists, tables
             remember(self.on_device, device, made)
             self.streams = {s for s in self.streams if s[0] != device}
         held, tables = found = self.on_device[device]
@@ -71,14 +77,16 @@ class Bound:
                 for x in memory():
                     x.record_stream(stream)
 
-    def operands(self, device: Any, inverted: bool) -> tuple[list[Any], list[Any]]:
+    def operands(
+        self, device: Any, inverted: bool, masks: str = "leaf"
+    ) -> tuple[list[Any], list[Any]]:
         """(lists, tables) as a `Program` on kernels takes them; made once."""
         from kdsl.kernels.attention.backward import launch
 
         key = (device, inverted)
         if key not in self.as_operands:
             with without_modes():
-                held, tables = self.upload(device)
+                held, tables = self.upload(device, masks)
                 lists = held.tensors
                 if inverted:
                     lists += launch.inverted(self.blocks, self.tunable.spec, device).tensors

@@ -15,6 +15,7 @@ import numpy as np
 
 from kdsl.errors import InputError
 from kdsl.kernels.attention import generate, launch
+from kdsl.kernels.attention import tables as leaf_tables
 from kdsl.kernels.attention.backward import launch as backward
 from kdsl.kernels.attention.backward.tunable import BackwardTunable
 from kdsl.kernels.attention.backward.tunable import source as backward_source
@@ -205,7 +206,8 @@ class Program:
         do = do if do.stride(-1) == 1 else do.contiguous()
         dlse = None if dlse is None else dlse.contiguous()
         level, delta = backward.rows(self._backward(), self.spec, *results, do, dlse)
-        given = backward.Given(q, k, v, do, level, delta, tuple(tables))
+        own = tuple(tables)[: len(leaf_tables.tables(self.spec))]  # bits are the forward's
+        given = backward.Given(q, k, v, do, level, delta, own)
         held, turned = as_lists(lists), as_lists(lists, LISTS)
         at_once = ALL in self.configs and not torch.are_deterministic_algorithms_enabled()
         if all(wanted) and at_once:

@@ -14,10 +14,12 @@ SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 POINTERS = {"int32": "*i32", "int16": "*i16", "uint8": "*u8", "int8": "*i8"}
 
 
-def add_tables(spec: Attention, signature: dict[str, Any], divisible: list[Any]) -> None:
-    """The tuple of tables that the leaves read."""
-    held = leaf_tables.tables(spec)
-    signature["tables"] = tuple(POINTERS[table_dtype(t)] for t in held)
+def add_tables(
+    spec: Attention, signature: dict[str, Any], divisible: list[Any], more: int = 0
+) -> None:
+    """The tuple of tables that the leaves read, and of some more int32 ones."""
+    held = [POINTERS[table_dtype(t)] for t in leaf_tables.tables(spec)] + ["*i32"] * more
+    signature["tables"] = tuple(held)
     divisible += [("tables", i) for i in range(len(held))]
 
 

@@ -21,6 +21,7 @@ PORTABLE: dict[str, tuple[Any, ...]] = {
     "pingpong": (False,),
     "workers": (0,),
     "extra_keys": (0,),
+    "masks": ("leaf",),
 }
 """Choices of the portable template by name; `legal` says which go together for a spec and a GPU."""
 
@@ -35,6 +36,7 @@ HOPPER: dict[str, tuple[Any, ...]] = {
     "pingpong": (False, True),
     "workers": (0, 1, 2, 3),
     "extra_keys": (0, 1),
+    "masks": ("leaf", "bits"),
 }
 """Choices of the Hopper template."""
 
@@ -71,7 +73,8 @@ class Config:
     is which products run beside the softmax of a step ("late": the values' of the step before;
     "early": also the scores' of the step after), ``pingpong`` lets the two warpgroups' products
     take turns, ``workers`` are programs a multiprocessor that take tiles from a counter (0: one
-    program a tile), ``num_stages`` steps of values are held and ``extra_keys`` more of keys.
+    program a tile), ``num_stages`` steps of values are held and ``extra_keys`` more of keys;
+    partial blocks are masked by the ``masks`` leaf, or by bits that it made before the call.
     """
 
     block_m: int = 128
@@ -84,6 +87,7 @@ class Config:
     pingpong: bool = False
     workers: int = 0
     extra_keys: int = 0
+    masks: Literal["leaf", "bits"] = "leaf"
 
     def to_json(self) -> dict[str, Any]:
         """The fields."""

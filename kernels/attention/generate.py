@@ -20,7 +20,9 @@ END = "# --- end of leaves ---\n"
 
 HOPPER = tuple(
     Path(__file__).parent / "hopper" / f"{name}.py"
-    for name in ("choices", "copy", "softmax", "work", "producer", "steps", "finish", "forward")
+    for name in (
+        *("choices", "copy", "softmax", "bits", "work", "producer", "steps", "finish", "forward"),
+    )
 )
 """The modules of the Hopper template, each after those it imports."""
 HOPPER_BACKWARD = (

@@ -9,6 +9,7 @@ bounds.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from kdsl.kernels.attention.config import ITEM_BYTES, Config, describable
@@ -19,9 +20,13 @@ from kdsl.targets import Target
 
 MANY_PARTIAL = 0.25
 """Share of partial blocks from which the mask decides the time, and small tiles win."""
-PORTABLE_TFLOPS, COPY_GBS, LAUNCH_US = 450.0, 2500.0, 5.0
-"""Assumed of an H100: what pointer loads reach (503 on Wan2.1-1.3B's plan) and what copies do (a
-plain one moves 3,000)."""
+SOME_PARTIAL = 0.05
+"""Share of partial blocks from which bits of them are made before the first call."""
+GATHERED_TFLOPS, STORED_TFLOPS = 320.0, 490.0
+"""Of an H100 on Flux's and CogVideoX's orders: the portable template that gathers rows (312 and
+335), the Hopper one behind its copies (504 and 484); benchmarks/tuning/h100.jsonl."""
+COPY_GBS, LAUNCH_US = 2500.0, 5.0
+"""Assumed of the copies (a plain one moves 3,000)."""
 
 
 def facts(
@@ -44,12 +49,11 @@ def copied_bytes(spec: Attention) -> float:
 
 
 def worth_copying(spec: Attention, density: float) -> bool:
-    """Whether copies in stored order cost less than they gain: a fifth of the time, as measured
-    without an order (docs/performance.md)."""
+    """Whether copies in stored order cost less than they gain."""
     pairs = density * spec.heads * spec.query_grid.tokens * spec.key_grid.tokens
-    attention_us = 4.0 * pairs * spec.head_dim / PORTABLE_TFLOPS * 1e-6
-    copy_us = copied_bytes(spec) / COPY_GBS * 1e-3 + LAUNCH_US
-    return copy_us < 0.2 * attention_us
+    operations = 4.0 * pairs * spec.head_dim
+    gain_us = operations * (1 / GATHERED_TFLOPS - 1 / STORED_TFLOPS) * 1e-6
+    return copied_bytes(spec) / COPY_GBS * 1e-3 + LAUNCH_US < gain_us
 
 
 def preferences(
@@ -59,7 +63,7 @@ def preferences(
     partial_share = statistics.get("partial_share", 0.0)
     first = describable(spec) or worth_copying(spec, statistics.get("density", 1.0))
     if first:
-        yield from hopper.preferences(spec)
+        yield from _masked(spec, partial_share)
     if spec.dtype != "float32":
         if target.capability[0] in (9, 10):
             yield from _hopper(spec, partial_share)
@@ -75,7 +79,15 @@ def preferences(
     yield from (Config(rows, columns, warps, stages) for warps in (4, 8) for stages in (2, 1))
     if not first and target.capability == hopper.CAPABILITY:
         # Where Hopper's alone may be chosen, copies or not.
-        yield from hopper.preferences(spec)
+        yield from _masked(spec, partial_share)
+
+
+def _masked(spec: Attention, partial_share: float) -> Iterator[Config]:
+    """The Hopper template's, partial blocks from bits where there are more than a few."""
+    for config in hopper.preferences(spec):
+        if partial_share >= SOME_PARTIAL:
+            yield replace(config, masks="bits")
+        yield config
 
 
 def _hopper(spec: Attention, partial_share: float) -> Iterator[Config]:

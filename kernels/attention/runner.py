@@ -14,6 +14,7 @@ import numpy.typing as npt
 from kdsl.intervals.classify import head_order
 from kdsl.kernels.attention import launch
 from kdsl.kernels.attention.config import Config
+from kdsl.kernels.lists import packed
 from kdsl.specs import Attention
 from kdsl.work import Check
 
@@ -63,7 +64,12 @@ class AttentionRunner:
         self.spec = spec
         self.module_of = cache(lambda template: load(tunable.source_of(template)))
         self.lists = launch.lists(tunable.blocks, spec.heads, device)
-        self.tables = launch.table_tensors(spec, tunable.tables, device)
+        plain = launch.table_tensors(spec, tunable.tables, device)
+        self.tables_of = cache(
+            lambda masks: (
+                plain + packed.of_lists(spec, load, self.lists, plain) if masks == "bits" else plain
+            )
+        )
         dtype = getattr(torch, spec.dtype)
         q_shape = (batch, spec.heads, spec.query_grid.tokens, spec.head_dim)
         k_shape = (batch, spec.group_heads, spec.key_grid.tokens, spec.head_dim)
@@ -105,7 +111,7 @@ class AttentionRunner:
             config,
             self.lists,
             tensors,
-            self.tables,
+            self.tables_of(config.masks),
             self.out,
             self.lse,
         )

@@ -25,6 +25,7 @@ from kdsl.kernels.attention.hopper import config as hopper
 from kdsl.kernels.attention.portable import accumulators
 from kdsl.kernels.attention.rule import copied_bytes, facts, preferences
 from kdsl.kernels.attention.shared import shared_bytes
+from kdsl.kernels.lists import packed as bits
 from kdsl.specs import Attention
 from kdsl.targets import Target
 from kdsl.work import AheadOfTime, Work
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
 
 OTHER_REGISTERS = 56
 """Registers of a thread beside its accumulators, about: what cost models assume uncompiled."""
+BITS_COST = 0.13
+"""Instructions that a pair of a partial block takes by bits over those by a leaf: 128 a thread and
+step against about 970 of a video window's, counted in SASS for sm_90."""
+FEW_PARTIAL = 0.01
+"""Share of partial blocks below which bits and leaf are the same choice."""
 
 
 class AttentionTunable:
@@ -104,8 +110,19 @@ class AttentionTunable:
 
     def problem(self, config: Config, target: Target) -> str | None:
         """Why a template cannot run a configuration, or None."""
-        by_template = {"portable": portable.legal, "hopper": hopper.legal}
-        return by_template[config.template](self.spec, config, target)
+        if config.template == "portable":
+            return portable.legal(self.spec, config, target)
+        return hopper.legal(self.spec, config, target) or self._bits_problem(config)
+
+    def _bits_problem(self, config: Config) -> str | None:
+        if config.masks != "bits" or self.blocks is None:
+            return None
+        if self._partial_share < FEW_PARTIAL:
+            return "hardly any block is partial: no bits to make"
+        asked = int(self.blocks.partial.sum()) * bits.block_bytes(self.spec)
+        if asked > bits.MOST_BYTES:
+            return f"bits of all partial blocks may take {asked >> 20} MiB"
+        return None
 
     def preferences(self, target: Target) -> Iterator[Config]:
         """Configurations from the most to the least wanted; the last ones fit almost anything."""
@@ -175,7 +192,7 @@ class AttentionTunable:
             step_flop=step_flop,
             step_bytes=2.0 * config.block_n * spec.head_dim * item,
             step_exp=float(config.block_m * config.block_n),
-            partial=self._partial_share,
+            partial=self._partial_share * (BITS_COST if config.masks == "bits" else 1.0),
             registers=min(registers, 255),
             spill_bytes=4 * max(registers - 255, 0),
             before_bytes=self.batch * copied_bytes(spec) if config.template == "hopper" else 0.0,

@@ -70,6 +70,7 @@ def params_of(what: AheadOfTime) -> dict[str, Any]:
             "pingpong": constants["PINGPONG"],
             "workers": workers if constants["PERSISTENT"] else 0,
             "extra_keys": constants["K_STAGES"] - stages,
+            "masks": "bits" if constants["BITS"] else "leaf",
         }
     return {
         "template": "portable",
@@ -77,6 +78,7 @@ def params_of(what: AheadOfTime) -> dict[str, Any]:
         "pingpong": False,
         "workers": 0,
         "extra_keys": 0,
+        "masks": "leaf",
         "block_m": constants["BLOCK_M"],
         "block_n": constants["BLOCK_N"],
         "num_warps": what.options["num_warps"],

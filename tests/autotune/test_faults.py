@@ -48,8 +48,9 @@ def test_every_fault_is_a_row_and_none_wins(store: Store, card: FakeCard) -> Non
     memory: each candidate has a row with its own status and a reason, once but for the finals; the
     best is the fastest of the sound ones, and the next run tries nothing again."""
     with Bench(card, patience=SHORT) as bench:
-        tally, pool, _ = tune(store, PresentGpu(H100, bench), budget=Budget(100))
-        again, second, _ = tune(store, PresentGpu(H100, bench), budget=Budget(100))
+        whole = Budget(legal(small_job(), H100))
+        tally, pool, _ = tune(store, PresentGpu(H100, bench), budget=whole)
+        again, second, _ = tune(store, PresentGpu(H100, bench), budget=whole)
     assert (again.new, second.asked) == (0, [])
     found = measurements(store)
     seen = {card.fault(params) for _, params in found}

@@ -180,8 +180,7 @@ def test_warm_starts_are_winners_of_kin(found: list[Recording], held: Held) -> N
     an empty source gives nothing."""
     wan, thin = named(found, NAMES[2]), named(found, NAMES[3])
     given = kin(thin.key, [held.source], thin.legal)
-    best = min(thin.times, key=lambda at: thin.times[at])
-    assert given[0] == dict(best)
+    assert thin.times[point(given[0])] <= 1.02 * thin.best_us  # ties lie within the noise
     others = MemorySource(row for row in synthetic.rows([("wan2.1-1.3b-480p", None)]))
     first = kin(thin.key, [others], thin.legal)[0]
     assert wan.times[point(first)] <= 1.02 * wan.best_us

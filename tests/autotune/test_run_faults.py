@@ -50,6 +50,18 @@ def test_a_full_disk_ends_the_run_and_writes_no_row(call: Call, tmp_path: Path) 
     assert out.splitlines()[-1] == "no a100 here: 4 predicted, 0 measured (2 more known before)"
 
 
+def test_a_database_that_cannot_be_opened_is_all_that_is_said(call: Call, tmp_path: Path) -> None:
+    """Nothing was begun: no tables, no way to go on, and what is in the file stays."""
+    (tmp_path / "tuning.db").write_bytes(b"no database" * 999)
+    code, out, err = call("--gpu", "a100", "--spec", write_spec(tmp_path), "--budget", "2")
+    assert code == 1
+    assert not out
+    assert err.startswith("the tuning database")
+    assert "try move the file away" in err
+    assert "--resume" not in err
+    assert (tmp_path / "tuning.db").read_bytes() == b"no database" * 999
+
+
 def test_failures_are_counted_apart(call: Call, tmp_path: Path) -> None:
     """What did not compile was not predicted; a default without a time is exit code 1."""
     refused = Built("compile_error", "out of registers")

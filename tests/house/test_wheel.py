@@ -15,7 +15,7 @@ import pytest
 from tests.house.conftest import PACKAGE, copy_tree
 
 BUILD = "import setuptools.build_meta as b; print(b.build_{kind}({out!r}))"
-SHIPPED = {".py", ".cu", ".cuh", ".sql", ".html", ".jsonl", ".typed"}
+SHIPPED = {".py", ".cu", ".cuh", ".sql", ".html", ".json", ".jsonl", ".typed"}
 
 PROBE = """
 import importlib.resources, sys
@@ -77,6 +77,7 @@ def wheel(python: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tree = copy_tree(place / "tree")
     (tree / "kernels" / "attention" / "planted.cu").write_text("// planted\n")
     (tree / "tuning_db" / "planted.jsonl").write_text("{}\n")
+    (tree / "tuning_db" / "planted.json").write_text("{}\n")
     python(BUILD.format(kind="wheel", out=str(out)), cwd=tree)
     (built,) = out.glob("*.whl")
     return built
@@ -102,7 +103,8 @@ def installed(wheel: Path, run: Any, tmp_path_factory: pytest.TempPathFactory) -
 
 def test_wheel_holds_every_file_of_the_package(wheel: Path, root: Path) -> None:
     """Nothing is missing from the wheel, and nothing else came along."""
-    planted = {"kdsl/kernels/attention/planted.cu", "kdsl/tuning_db/planted.jsonl"}
+    planted = {"kdsl/kernels/attention/planted.cu"}
+    planted |= {f"kdsl/tuning_db/planted.{kind}" for kind in ("json", "jsonl")}
     assert contents(wheel) == packaged(root) | planted
 
 

@@ -102,6 +102,26 @@ WRITTEN: dict[str, tuple[Callable[[], object], str, str]] = {
         "lists of different lengths",
         "as many entries in every row",
     ),
+    "an array for a mask": (
+        lambda: spec(mask=np.ones((4, 4), bool)),
+        "is not a mask",
+        'masks.blocks("plan")',
+    ),
+    "a function for a mask": (
+        lambda: spec(mask=lambda q, k: q >= k),
+        "is not a mask",
+        "masks.predicate(function)",
+    ),
+    "a table of fractions": (
+        lambda: kdsl.table([0.5, 1.5]),
+        "a table holds integers, got float64",
+        "astype(numpy.int32)",
+    ),
+    "an order of two axes": (
+        lambda: orders.table([[0, 1], [1, 0]]),
+        "along one axis, got shape (2, 2)",
+        "orders.per_head",
+    ),
     "a scale that is no number": (lambda: spec(scale="a"), "scale='a'", "a positive number"),
     "a count that is text": (lambda: spec(heads="2"), "heads='2'", "a Python int"),
     "a group that is text": (

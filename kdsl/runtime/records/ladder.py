@@ -107,10 +107,12 @@ def lookup(
     near = [g for g in groups if g.distance <= limit and g.key.device.cc == key.device.cc]
     for rung in _RUNGS[mode]:
         candidates = on_rung(rung, near, key, space_hash)
+        if rung == "predicted" and default is not None:
+            candidates = _calibrated(candidates, lines)
         found = _take(rung, candidates, key, legal, lines)
         if found is not None:
             return found
-        if not candidates:
+        if not candidates and not lines[-1].startswith(rung):
             cc = f"{key.device.cc // 10}.{key.device.cc % 10}"
             text = _EMPTY[rung].format(name=key.device.name, limit=limit, cc=cc)
             lines.append(_line(rung, text))
@@ -139,6 +141,15 @@ def _rule(default: Config | None, legal: Legal, lines: Sequence[str]) -> Found:
         return Found("rule", None, (*lines, _line("rule", "left to the caller")))
     _insist(legal, default, "the built-in default")
     return Found("rule", dict(default), (*lines, _line("rule", "taken: the built-in default")))
+
+
+def _calibrated(groups: Sequence[Group], lines: list[str]) -> list[Group]:
+    """Predictions whose error is known: a bound alone ranks worse than the built-in rule does."""
+    known = [g for g in groups if g.standings[0].trial.measurement.extra.get("typical_error")]
+    if len(known) < len(groups):
+        text = "passed over: never calibrated on such a card, the built-in rule knows better"
+        lines.append(_line("predicted", text))
+    return known
 
 
 def _take(

@@ -27,6 +27,13 @@ class Choices:
     DESCRIBED: bool
     LSE: bool
     SLACK: float
+    BITS: int = 0
+    """0, or the place of the second of the tables that hold partial blocks as bits."""
+
+    @property
+    def WORDS(self):
+        """Words that hold a row of a mask block for one of four lanes: 128 columns each."""
+        return max(self.MASK_N // 128, 1)
 
     @property
     def BLOCK_M(self):

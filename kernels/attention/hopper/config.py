@@ -25,6 +25,8 @@ OTHER_REGISTERS = 30
 """Registers of a consumer thread beside tiles: addresses, row state, ring positions."""
 BARRIERS = 704
 """Barriers, notes, and the arguments that partitions pass through shared memory."""
+BIT_TABLES = 3
+"""Tables behind those of the leaves that hold partial blocks as bits."""
 RESERVED = 1024
 """What the driver takes of a program's shared memory."""
 
@@ -71,7 +73,8 @@ def shared_bytes(spec: Attention, config: Config) -> int:
     row = 2 * spec.head_dim
     steps = 2 * config.num_stages + config.extra_keys
     tiles = (2 * config.block_m + steps * config.block_n) * row
-    return tiles + BARRIERS + 16 * len(leaf_tables.tables(spec))
+    tables = len(leaf_tables.tables(spec)) + (BIT_TABLES if config.masks == "bits" else 0)
+    return tiles + BARRIERS + 16 * tables
 
 
 def legal(spec: Attention, config: Config, target: Target) -> str | None:
@@ -94,6 +97,11 @@ def legal(spec: Attention, config: Config, target: Target) -> str | None:
         return "two warpgroups fill a multiprocessor: one worker"
     if config.num_stages == 1 and not config.extra_keys and config.overlap == "early":
         return "products that start early want keys of two steps"
+    if config.masks == "bits":
+        if spec.open_tables or spec.mask.choice is not None:
+            return "bits of partial blocks are made before the call, this mask comes with it"
+        if block_k % 128 and block_k != 64:
+            return f"bits are for blocks of 64 keys or of multiples of 128, not {block_k}"
     need, have = tile_registers(spec, config) + OTHER_REGISTERS, resources(config).consumer
     if need > have:
         return f"about {need} registers a thread, {have} are to be had"
@@ -151,6 +159,7 @@ def constants(spec: Attention, config: Config, described: bool) -> dict[str, Any
         "DESCRIBED": described,
         "LSE": spec.return_lse,
         "SLACK": SLACK,
+        "BITS": len(leaf_tables.tables(spec)) + 1 if config.masks == "bits" else 0,
         "PRODUCER_REGISTERS": PRODUCER_REGISTERS,
         "CONSUMER_REGISTERS": resources(config).consumer,
     }
@@ -201,7 +210,7 @@ def ahead_of_time(
     for name in ("lse", "start", "full", "partial", "index", "tiles", "counter"):
         signature[name] = "*fp32" if name == "lse" else "*i32"
         divisible.append(name)
-    add_tables(spec, signature, divisible)
+    add_tables(spec, signature, divisible, BIT_TABLES if config.masks == "bits" else 0)
     add_integers(integers, signature, fixed, divisible)
     signature["scale_log2"] = "fp32"
     return AheadOfTime(

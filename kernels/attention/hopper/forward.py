@@ -2,10 +2,10 @@
 
 A producer warp fetches Q, K and V by TMA into rings; one or two consumer warpgroups of 64 queries
 each compute.  Programs take tiles from a counter, longest first.  Per tile: full blocks, then
-partial ones, where the leaf `mask` decides pair by pair.  A tile's first product starts beside the
-last one of the tile before, whose output leaves through its own Q buffer.  Scores and sums stay in
-float32, in units of log2.  With identity leaves the template runs as it stands; a generated file is
-its modules in a row, with other leaves.
+partial ones, where the leaf `mask` decides pair by pair, or bits that it made before.  A tile's
+first product starts beside the last one of the tile before, whose output leaves through its own Q
+buffer.  Scores and sums stay in float32, in units of log2.  With identity leaves the template runs
+as it stands; a generated file is its modules in a row, with other leaves.
 """
 
 from triton.experimental import gluon
@@ -17,18 +17,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from kdsl.kernels.attention.hopper.bits import keep_seen, known_of, looked_up
 from kdsl.kernels.attention.hopper.choices import advance, apart, chosen, named
 from kdsl.kernels.attention.hopper.finish import finish
-from kdsl.kernels.attention.hopper.leaves import tile_facts
 from kdsl.kernels.attention.hopper.producer import producer
-from kdsl.kernels.attention.hopper.softmax import (
-    column_of,
-    exponents,
-    hide,
-    maxima,
-    pack,
-    weigh,
-)
+from kdsl.kernels.attention.hopper.softmax import exponents, maxima, pack, weigh
 from kdsl.kernels.attention.hopper.steps import early_steps, gather, late_steps, operands, scores
 from kdsl.kernels.attention.hopper.work import place_of, read_note
 
@@ -80,14 +73,14 @@ def consumer(
         o = gl.full([64, C.D0], 0.0, gl.float32, C.OUT)
         o_more = gl.full([64, C.TAIL.instr_shape[1]], 0.0, gl.float32, C.TAIL)
         # The masks of the first partial steps, looked up before the full ones are computed.
-        column = column_of(full_end, n, first, lists, C)
-        ahead = column_of(full_end + 1, n, first, lists, C)
-        known = tile_facts(place[2], column, place[1], place[0], tables)
+        column = looked_up(full_end, n, first, lists, tables, C)
+        ahead = looked_up(full_end + 1, n, first, lists, tables, C)
+        known = known_of(column, full_end, place, tables, C)
         looked = (column, ahead, known)
         if n_full == 0:
-            own = column_of(0, n, first, lists, C)
-            own_facts = tile_facts(place[2], own, place[1], place[0], tables)
-            s = hide(s, 0, own, own_facts, place, tables, sizes, C)
+            own = looked_up(0, n, first, lists, tables, C)
+            own_facts = known_of(own, 0, place, tables, C)
+            s = keep_seen(s, 0, own, own_facts, place, tables, sizes, C)
         top, fade = maxima(s, top, scale, C)
         if C.EARLY:
             following = (tile, n_full, n, first)
@@ -196,7 +189,7 @@ def attention_forward(
     MASK_M: gl.constexpr, MASK_N: gl.constexpr, BLOCK_N: gl.constexpr, CONSUMERS: gl.constexpr,
     K_STAGES: gl.constexpr, V_STAGES: gl.constexpr, EARLY: gl.constexpr, PINGPONG: gl.constexpr,
     PERSISTENT: gl.constexpr, DESCRIBED: gl.constexpr, LSE: gl.constexpr, SLACK: gl.constexpr,
-    PRODUCER_REGISTERS: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr,
+    BITS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """Launch with at most ``total`` programs, and just that many unless PERSISTENT.
 
@@ -208,7 +201,7 @@ def attention_forward(
     """
     C: gl.constexpr = chosen(
         D0, D1, GROUP, MASK_M, MASK_N, BLOCK_N, CONSUMERS, K_STAGES, V_STAGES, EARLY, PINGPONG,
-        PERSISTENT, DESCRIBED, LSE, SLACK,
+        PERSISTENT, DESCRIBED, LSE, SLACK, BITS,
     )  # fmt: skip
     q_buf = gl.allocate_shared_memory(q.dtype, [2 * CONSUMERS, 1, 1, 64, D0], q.layout)
     k_buf = gl.allocate_shared_memory(k.dtype, [K_STAGES, 1, 1, BLOCK_N, D0], k.layout)

@@ -4,6 +4,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
+from kdsl.kernels.attention.hopper.bits import first_bits
 from kdsl.kernels.attention.hopper.choices import advance
 from kdsl.kernels.attention.hopper.work import claim, look_up, place_of, write_note
 
@@ -73,7 +74,11 @@ def producer(tensors, buffers, barriers, lists, tables, sizes, scale, C: gl.cons
     v_head = 0
     v_at = 0
     tile, n_full, n, first = look_up(gl.program_id(0), lists, sizes, C)
-    write_note(notes, note_full, note_empty, at, phase, tile, n_full, n, first)
+    if C.BITS:
+        noted = first_bits(tile, n_full, first, tables, sizes, C)
+    else:
+        noted = first
+    write_note(notes, note_full, note_empty, at, phase, tile, n_full, n, noted)
     at, phase = advance(at, phase, 2)
     while n > 0:
         batch, head, _, q_at, _ = place_of(tile, first, 0, sizes, C)
@@ -101,9 +106,11 @@ def producer(tensors, buffers, barriers, lists, tables, sizes, scale, C: gl.cons
             )
         else:
             next_tile, next_full, next_n, next_first = tile, n_full, 0, first
-        write_note(
-            notes, note_full, note_empty, at, phase, next_tile, next_full, next_n, next_first
-        )
+        if C.BITS:
+            noted = first_bits(next_tile, next_full, next_first, tables, sizes, C)
+        else:
+            noted = next_first
+        write_note(notes, note_full, note_empty, at, phase, next_tile, next_full, next_n, noted)
         at, phase = advance(at, phase, 2)
         held, state = feed(
             late, n, first, batch, kv_head, held, state, tensors, buffers, barriers, lists, C

@@ -8,12 +8,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from kdsl.kernels.attention.hopper.bits import keep_seen, known_of, looked_up
 from kdsl.kernels.attention.hopper.choices import advance, named
-from kdsl.kernels.attention.hopper.leaves import tile_facts
 from kdsl.kernels.attention.hopper.softmax import (
-    column_of,
     exponents,
-    hide,
     maxima,
     operand,
     pack,
@@ -86,11 +84,11 @@ def late_steps(
         mbarrier.arrive(k_empty.index(ki), count=1)
         ki, kp = advance(ki, kp, C.K_STAGES)
         if MASKED:
-            s = hide(s, i, column, known, place, tables, sizes, C)
+            s = keep_seen(s, i, column, known, place, tables, sizes, C)
             # Looked up ahead: the tile's own loads do not wait for them.
             column = ahead
-            known = tile_facts(place[2], column, place[1], place[0], tables)
-            ahead = column_of(i + 2, n, place[4], lists, C)
+            known = known_of(column, i + 1, place, tables, C)
+            ahead = looked_up(i + 2, n, place[4], lists, tables, C)
         top, fade = maxima(s, top, scale, C)
         weights, total = weigh(exponents(s, top, scale, C), total, fade, C)
         # The spin also keeps ptxas from moving the wait for the products above the softmax.
@@ -130,11 +128,11 @@ def early_steps(
                 buffers[6], barriers[6], note[0], note[1]
             )
         if MASKED:
-            s = hide(s, i, column, known, place, tables, sizes, C)
+            s = keep_seen(s, i, column, known, place, tables, sizes, C)
             # Looked up ahead: the tile's own loads do not wait for them.
             column = ahead
-            known = tile_facts(place[2], column, place[1], place[0], tables)
-            ahead = column_of(i + 2, n, place[4], lists, C)
+            known = known_of(column, i + 1, place, tables, C)
+            ahead = looked_up(i + 2, n, place[4], lists, tables, C)
         top, fade = maxima(s, top, scale, C)
         x = exponents(s, top, scale, C)
         mbarrier.wait(barriers[0].index(1 - qi), qp, pred=last & (n_next > 0))

@@ -46,7 +46,7 @@ class QuantizedRunner(AttentionRunner):
             config,
             self.lists,
             self.operands,
-            self.tables,
+            self.tables_of(config.masks),
             self.out,
             self.lse,
         )

@@ -198,7 +198,10 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
         lambda: table("doc", 4, "uint8", low=-1),
         "table 'doc' of uint8 with low=-1, high=255\n  try 0 <= low <= high <= 255",
     ),
-    "table floats": (lambda: table([0.5]), "a table holds integers, got float64"),
+    "table floats": (
+        lambda: table([0.5]),
+        "a table holds integers, got float64\n  try values.astype(numpy.int32)",
+    ),
     "large values": (
         lambda: table([2**40]),
         "table 't_10c01b61c6' of int32 with low=1099511627776, high=1099511627776\n"

@@ -21,7 +21,7 @@ from kdsl.specs import HEAD_DIMS, Attention
 from kdsl.targets import get
 from tests.devices import examples
 from tests.interpreter.strategies import Case, cases
-from tests.tolerance import expected
+from tests.tolerance import expected, expected_gradients
 
 torch: Any = pytest.importorskip("torch")
 pytest.importorskip("triton")
@@ -46,12 +46,13 @@ def hopper_and_poison() -> Iterator[None]:
     torch.use_deterministic_algorithms(held)
 
 
-def configs(spec: Attention) -> list[Config]:
+def configs(spec: Attention, by_what: tuple[Any, ...] = ("leaf", "bits")) -> list[Config]:
     """Configurations of every form, tile, pipeline depth and kind of scheduling that are legal."""
     tunable = AttentionTunable(spec, templates=("hopper",))
     forms = [("late", False), ("late", True), ("early", False), ("early", True)]
     made = [
-        Config(m, n, m // 16, stages, "descriptor", "hopper", overlap, pingpong, workers, extra)
+        Config(m, n, m // 16, stages, "descriptor", "hopper", overlap, pingpong, workers, extra, by)
+        for by in by_what
         for m in (64, 128)
         for n in (64, 128)
         for stages, extra in ((1, 0), (1, 1), (2, 0), (2, 1), (3, 0))
@@ -135,13 +136,15 @@ def test_every_head_dimension(head_dim: int, dtype: str) -> None:
 @pytest.mark.parametrize("share", range(4))
 @pytest.mark.parametrize("block", BLOCKS)
 def test_every_configuration(block: tuple[int, int], share: int) -> None:
-    """Every third legal configuration of a block size, over rows of one block and more."""
+    """Every third legal configuration of a block size, over rows of one block and more; partial
+    blocks by the leaf and by bits in turns."""
     mask = masks.causal() | masks.sink(100)
     spec = attention(900, head_dim=64, mask=mask, block=block)
     tensors = inputs(spec)
     wanted = expected(spec, *tensors, block_n=64)
-    for config in configs(spec)[::3][share::4]:
-        wanted.check(*operator(spec, config)(*tensors))
+    for number, config in enumerate(configs(spec, ("leaf",))[::3][share::4]):
+        by = "bits" if number % 2 else "leaf"
+        wanted.check(*operator(spec, replace(config, masks=by))(*tensors))
 
 
 def test_many_tiles_for_each_program() -> None:
@@ -272,6 +275,27 @@ def test_order_of_the_model(strides: str) -> None:
             if strides == "odd":
                 tensors = tuple(torch.nn.functional.pad(x, (0, 8))[..., :head_dim] for x in tensors)
             expected(spec, *tensors, None, block_n=64).check(*op(*tensors))
+
+
+@pytest.mark.parametrize("head_dim", [64, 80, 128])
+def test_bits_of_many_partial_blocks(head_dim: int) -> None:
+    """Windows of a video by head, each with an order of its own, ragged: nearly all blocks are
+    partial; a second call, another batch size, torch.compile and gradients have them too."""
+    pair = [orders.axes(GRID, "WHF"), orders.cubes(GRID, (3, 5, 4))]
+    mask = masks.per_head([masks.window(GRID, (3, 5, 5)) | masks.text(GRID), masks.causal()])
+    for ordered in ({}, {"order": orders.per_head(pair)}):
+        spec = attention(queries=GRID, keys=GRID, head_dim=head_dim, mask=mask, **ordered)
+        op = operator(spec)
+        assert op.config["masks"] == "bits"
+        for batch in (1, 1, 2):
+            tensors = inputs(spec, batch=batch)
+            expected(spec, *tensors, None, block_n=64).check(*op(*tensors))
+        compiled = torch.compile(lambda q, k, v, op=op: op(q, k, v), fullgraph=True)
+        assert all(map(torch.equal, compiled(*tensors), op(*tensors)))
+        leaves = [x.requires_grad_() for x in tensors]
+        dout = torch.randn_like(tensors[0])
+        found = torch.autograd.grad(op(*leaves)[0], leaves, dout)
+        expected_gradients(spec, *(x.detach() for x in tensors), dout).check(*found)
 
 
 def test_tables_of_the_call() -> None:

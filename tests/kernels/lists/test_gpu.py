@@ -26,6 +26,7 @@ from tests.interpreter.lists.test_chosen import (  # noqa: F401
     test_compiled_in_one_graph as test_a_choice_compiled_in_one_graph,
 )
 from tests.interpreter.lists.test_lists import *  # noqa: F403
+from tests.interpreter.lists.test_packed import *  # noqa: F403
 from tests.interpreter.lists.test_selection import *  # noqa: F403
 
 torch: Any = pytest.importorskip("torch")

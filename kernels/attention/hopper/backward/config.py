@@ -71,10 +71,10 @@ def legal(spec: Attention, config: Config, target: Target, part: Part) -> str | 
         return f"the hopper template has no products of {spec.dtype}"
     if spec.stored or not (spec.query_order.is_identity and spec.kv_order.is_identity):
         return "TMA fetches contiguous rows: gradients are for the original order"
-    if (config.overlap, config.pingpong, config.workers, config.extra_keys) != (
-        "late", False, 0, 0,
+    if (config.overlap, config.pingpong, config.workers, config.extra_keys, config.masks) != (
+        "late", False, 0, 0, "leaf",
     ):  # fmt: skip
-        return "overlap, pingpong, workers and extra_keys are the forward's"
+        return "overlap, pingpong, workers, extra_keys and masks are the forward's"
     if config.num_warps != 8 or own != (config.block_m if part == "queries" else config.block_n):
         return "two warpgroups have 64 tokens each"
     if own_block % own or step_block % step:

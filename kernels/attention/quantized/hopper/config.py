@@ -81,6 +81,8 @@ def legal(spec: Attention, config: Config, target: Target) -> str | None:
         return f"{config.block_m} queries take {config.block_m // 16} warps"
     if config.pingpong:
         return "the quantized hopper template takes no turns"
+    if config.masks != "leaf":
+        return "the quantized hopper template masks by its leaf"
     if config.num_stages == 1 and not config.extra_keys and config.overlap == "early":
         return "products that start early want keys of two steps"
     if config.workers > 1 and config.block_m == 128 and config.block_n == 128:

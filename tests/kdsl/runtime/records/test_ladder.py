@@ -191,12 +191,12 @@ def test_a_slice_is_another_gpu() -> None:
 
 def test_predicted() -> None:
     """A prediction for this GPU, template and space, and only after every measured row."""
-    guess = _row(KEY, 64, 700.0, kind="predicted")
+    guess = _row(KEY, 64, 700.0, kind="predicted", extra={"typical_error": 1.2})
     found = _ask(guess, space_hash="s1")
     assert (found.rung, found.source, found.config) == ("predicted", "predicted", {"block_q": 64})
     assert found.lines[4:] == (
         "same-cc    no measured row on another GPU of compute capability 9.0",
-        f"predicted  taken: row {_short(guess)}, 700.0 us, never calibrated on such a card",
+        f"predicted  taken: row {_short(guess)}, 700.0 us, typical error 1.20x",
     )
     assert _ask(guess, space_hash="s2").rung == "rule"
     assert _ask(guess, mode="nearest").rung == "rule"
@@ -207,6 +207,19 @@ def test_predicted() -> None:
         KEY, 64, status="wrong", reason="off", median_us=None, ci_lo_us=None, ci_hi_us=None
     )
     assert _ask(guess, wrong).rung == "rule"
+
+
+def test_a_bound_is_worth_less_than_the_rule() -> None:
+    """A prediction that nothing measured stands behind gives way to the built-in default, and is
+    taken where there is none."""
+    guess = _row(KEY, 64, 700.0, kind="predicted")
+    found = _ask(guess)
+    assert (found.rung, found.config) == ("rule", DEFAULT)
+    assert "predicted  passed over: never calibrated on such a card" in found.explain()
+    assert "no prediction" not in found.explain()
+    alone = lookup(KEY, legal=lambda c: None, sources=[MemorySource(guess)])
+    assert (alone.rung, alone.config) == ("predicted", {"block_q": 64})
+    assert alone.lines[-1].endswith("700.0 us, never calibrated on such a card")
 
 
 def test_predictions_of_a_calibration() -> None:
@@ -294,7 +307,7 @@ def test_illegal_rows_give_way() -> None:
     assert found.config == {"block_q": 32}
     assert found.lines[1] == f"exact      row {_short(best)} refused: needs 300 KiB"
     many = [_row(KEY, 1 << n, 800.0 + 10 * n) for n in range(6)]
-    guess = _row(KEY, 99, kind="predicted")
+    guess = _row(KEY, 99, kind="predicted", extra={"typical_error": 1.2})
     found = _ask(*many, guess, legal=lambda c: None if c["block_q"] == 99 else "no")
     assert found.rung == "predicted"
     assert [line[:5] for line in found.lines].count("exact") == 3
