@@ -1,7 +1,7 @@
 """Host overhead of an eager call: wall time of a thousand calls that nobody waits for.
 
-Where a GPU is, launches are real, and so small that the GPU keeps up.  Elsewhere the launch is
-stubbed, and what is left is our own part: checks, look-ups, outputs and arguments.
+Where a GPU is, launches are real, and so small that the GPU keeps up.  Elsewhere the driver is made
+up (`benchmarks.made_up`): all is there but what CUDA does in a launch and in making outputs.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from types import SimpleNamespace
 from typing import Any
 
+from benchmarks import made_up
 from kdsl import masks
 from kdsl.kernels.attention.config import BACKENDS
 from kdsl.runtime.attention import AttentionOperator
@@ -68,6 +68,9 @@ def report(calls: int = CALLS, rounds: int = ROUNDS) -> Iterator[tuple[str, bool
         shape = (1, 2, 512, 64)
         device = "cpu" if target is None else "cuda"
         q, k, v = (torch.randn(shape, device=device, dtype=torch.bfloat16) for _ in range(3))
+        if target is None:
+            with made_up.gpu(op, template):
+                op(q, k, v)
         # Bound now: the loop goes on.
         yield template, target is not None, measured(
             lambda op=op, q=q, k=k, v=v: op(q, k, v), calls, rounds
@@ -77,40 +80,12 @@ def report(calls: int = CALLS, rounds: int = ROUNDS) -> Iterator[tuple[str, bool
 def _operator(backend: str, template: str, *, stubbed: bool) -> AttentionOperator:
     assert BACKENDS[template] == backend
     target = get("h100") if stubbed else device_target()
-    config = CONFIGS.get(template)
-    op = AttentionOperator(spec(), target, backend, config, "off", here=True)
-    if stubbed:
-        op.modules[template] = SimpleNamespace(attention_forward=Stub(op, template))
-        # The one check that a CPU tensor would not pass.
-        op._check_device = _nothing  # type: ignore[method-assign]
-    return op
-
-
-class Stub:
-    """A compiled kernel that is launched in no time."""
-
-    def __init__(self, op: AttentionOperator, template: str) -> None:
-        from kdsl.runtime import codecache
-
-        self.arg_names = codecache.load(op.tunable.source_of(template)).attention_forward.arg_names
-        self.kernel = SimpleNamespace(
-            run=_nothing, function=0, packed_metadata=None, launch_metadata=_nothing
-        )
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        return self._run
-
-    def _run(self, *arguments: Any, **named: Any) -> Any:
-        return self.kernel
-
-
-def _nothing(*arguments: Any) -> None:
-    """What a stubbed launch does."""
+    return AttentionOperator(spec(), target, backend, CONFIGS.get(template), "off", here=True)
 
 
 def main() -> int:
     """Print what was measured."""
     for template, real, us in report():
-        how = "launched" if real else "launch stubbed: no GPU here"
+        how = "launched" if real else "the driver is made up: no GPU here"
         print(f"{template:10} {us:7.1f} us a call, {CALLS} calls without waiting ({how})")
     return 0

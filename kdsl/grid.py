@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -77,17 +78,17 @@ class Grid:
         given = [f"{n}={getattr(self, n)!r}" for n in fields if getattr(self, n) not in (None, 0)]
         return f"Grid({', '.join(given)})"
 
-    @property
+    @cached_property
     def axes(self) -> tuple[str, ...]:
         """Names of the axes, slowest first; empty for a plain sequence."""
         return tuple(name for name in AXES if getattr(self, name) is not None)
 
-    @property
+    @cached_property
     def letters(self) -> str:
         """First letters of the axes, ``"FHW"`` for a video; ``"L"`` for a plain sequence."""
         return "".join(name[0].upper() for name in self.axes) or "L"
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         """Sizes of the axes, slowest first; a plain sequence has one axis."""
         return tuple(getattr(self, name) for name in self.axes) or (self.length or 0,)

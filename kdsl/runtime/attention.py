@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,11 @@ from kdsl.errors import ConfigError, InputError, UnsupportedError
 from kdsl.kernels.attention import launch
 from kdsl.kernels.attention.backward.tunable import KERNELS, BackwardTunable, kernels
 from kdsl.kernels.attention.config import BACKENDS, OFFERED, Config
-from kdsl.kernels.attention.prepared import kind_of
+from kdsl.kernels.attention.hopper.launch import copied_first
 from kdsl.kernels.attention.quantized.tunable import tunable_of
+from kdsl.kernels.attention.ready import ready
 from kdsl.kernels.attention.tunable import AttentionTunable
+from kdsl.kernels.launching.prepared import kind_of
 from kdsl.reference.attention import attention as reference_attention
 from kdsl.runtime import codecache
 from kdsl.runtime.arrays import interpreting, like, say_once, uploaded
@@ -26,8 +28,9 @@ from kdsl.runtime.bound import Bound, remember
 from kdsl.runtime.checks import check_finite, check_tensors
 from kdsl.runtime.choice import Choice, choose, settle
 from kdsl.runtime.on_device import OnDevice, Source
-from kdsl.runtime.operator import Operator, Tables, array_tables, require_values
+from kdsl.runtime.operator import Operator, Tables, array_tables, named, require_values
 from kdsl.runtime.program import Program, empty_results, nothing_to_do
+from kdsl.runtime.with_torch import seen_by_torch, torch_ops, warm
 from kdsl.specs import Attention
 from kdsl.targets import Target
 from kdsl.targets import get as target_named
@@ -41,6 +44,8 @@ class AttentionOperator(Operator):
 
     spec: Attention
     tunable: AttentionTunable
+    run: ClassVar[Callable[..., tuple[Any, Any]]] = staticmethod(launch.launch)
+    """Launches the kernel."""
 
     def __init__(
         self,
@@ -58,7 +63,7 @@ class AttentionOperator(Operator):
         self.by_batch = any("batch" in e.variables() for e in spec.mask.variants)
         """Whether the mask speaks of the batch, so that rows differ with its size."""
         self.bound: OrderedDict[tuple[str, int], Bound] = OrderedDict()
-        self.ready: OrderedDict[int, Bound] = OrderedDict()
+        self.plain: OrderedDict[int, Bound] = OrderedDict()
         """By batch size: what a call without tables uses, so that it need not look at values."""
         self.fixed: dict[str, npt.NDArray[Any]] = array_tables(spec, sample)
         self.given, self.mode, self.given_backward = config, mode, dict(backward or {})
@@ -67,7 +72,7 @@ class AttentionOperator(Operator):
                 raise ConfigError(f"no backward kernel {part!r}", hint=" or ".join(KERNELS))
         self.programs: dict[bool, Program] = {}
         """What torch's operations run: without, and with the backward."""
-        self.seen_by_torch = _seen_by_torch()
+        self.seen_by_torch, self.warm = seen_by_torch(), warm()
         for table in spec.open_tables:
             if table.name in self.fixed:
                 self.fixed[table.name] = table.checked(self.fixed[table.name])
@@ -93,6 +98,8 @@ class AttentionOperator(Operator):
         The output has the queries' shape and type; with ``return_lse`` a pair with the natural
         log-sum-exp, float32 ``[batch, heads, queries]``.
         """
+        if tables is None and not check and (found := self.warm(tensors)) is not None:
+            return found
         kind = self._kind(tensors)
         if kind in self.known and not check:
             out, lse = self._launch(tensors, tables, self.known[kind], kind)
@@ -102,7 +109,7 @@ class AttentionOperator(Operator):
             check_finite({"q": q, "k": k, "v": v})
             self._checked({**self.fixed, **array_tables(self.spec, tables)})
         if not isinstance(q, np.ndarray) and self.seen_by_torch((q, k, v)):
-            out, lse = _torch_ops().attention(self, (q, k, v), tables)
+            out, lse = torch_ops().attention(self, (q, k, v), tables)
         elif self.backend == "reference":
             out, lse = self._by_reference((q, k, v), self._bound_for(tables, q.shape[0]))
         else:
@@ -157,7 +164,7 @@ class AttentionOperator(Operator):
             )
         if differentiated not in self.programs:
             program = self._program(differentiated)
-            self.programs[differentiated] = _torch_ops().remember(program)
+            self.programs[differentiated] = torch_ops().remember(program)
         return self.programs[differentiated]
 
     def _program(self, differentiated: bool) -> Program:
@@ -248,7 +255,21 @@ class AttentionOperator(Operator):
                 made = self.on_device.upload(self.program(False), tables, batch, device, tensors)
             else:
                 made = self._bound_for(tables, batch).upload(device, config.masks)
-            return launch.launch(module, self.spec, config, made[0], tensors, made[1], kind=kind)
+            result = self.run(module, self.spec, config, made[0], tensors, made[1], kind=kind)
+            if kind is not None and tables is None and not chooses:
+                make = partial(self._ready, config, made, kind, tensors, result)
+                self.warm.keep(tensors, made[0], make)
+            return result
+
+    def _ready(
+        self, config: Config, made: Any, kind: Any, tensors: tuple[Any, ...], result: Any
+    ) -> Any:
+        """What calls like one that was made have left to do, or None."""
+        layout = self.spec.layout
+        names = ("q", "k", "v") if layout is None else layout.operands
+        copied = copied_first(self.spec) if config.template == "hopper" else ()
+        held, values = made
+        return ready(held, values, kind, names, tensors, result, self.spec.return_lse, copied)
 
     def _check_device(self, device: Any) -> None:
         """Raise unless the kernels run on a device."""
@@ -261,7 +282,7 @@ class AttentionOperator(Operator):
     @cached_property
     def on(self) -> Callable[[Any], Any]:
         """Makes a device the current one, within a ``with``."""
-        made: Callable[[Any], Any] = _torch_ops().on
+        made: Callable[[Any], Any] = torch_ops().on
         return made
 
     @cached_property
@@ -318,13 +339,13 @@ class AttentionOperator(Operator):
         )
 
     def _bound_for(self, tables: Tables | None, batch: int) -> Bound:
-        batch = batch if self.by_batch else 1
-        if not tables and batch in self.ready:
-            return self.ready[batch]
-        values = {**self.fixed, **array_tables(self.spec, tables)}
+        batch, given = batch if self.by_batch else 1, named(self.spec, tables)
+        if not given and batch in self.plain:
+            return self.plain[batch]
+        values = {**self.fixed, **array_tables(self.spec, given)}
         bound = self._bound(values, batch)
-        if not tables:
-            remember(self.ready, batch, bound)
+        if not given:
+            remember(self.plain, batch, bound)
         return bound
 
     def _checked(self, values: Tables) -> dict[str, npt.NDArray[Any]]:
@@ -374,19 +395,3 @@ class AttentionOperator(Operator):
             tables=self.fixed,
             **options,
         )
-
-
-def _seen_by_torch() -> Callable[[tuple[Any, ...]], bool]:
-    """Says whether torch must see a call on some tensors."""
-    try:
-        wanted: Callable[[tuple[Any, ...]], bool] = _torch_ops().wanted
-    except ImportError:
-        return lambda tensors: False  # without torch there are arrays only
-    return wanted
-
-
-def _torch_ops() -> Any:
-    """The operations of torch."""
-    from kdsl.runtime import torch_ops
-
-    return torch_ops

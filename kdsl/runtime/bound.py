@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from kdsl.blocks import Blocks
 from kdsl.kernels.attention.quantized.tunable import tunable_of
+from kdsl.kernels.launching.place import stream_of
 from kdsl.kernels.lists import packed
 from kdsl.runtime import codecache
 from kdsl.runtime.arrays import without_modes
@@ -33,8 +34,8 @@ class Bound:
         self.tables, self.tunable = tables, tunable_of(spec, tables, batch, templates)
         self.on_device: OrderedDict[Any, tuple[Any, tuple[Any, ...]]] = OrderedDict()
         self.as_operands: OrderedDict[Any, tuple[list[Any], list[Any]]] = OrderedDict()
-        self.streams: set[tuple[Any, int, bool]] = set()
-        """Streams that the memory is known to be used on: device, stream, inverted lists too."""
+        self.streams: set[tuple[Any, int]] = set()
+        """Streams that memory is known to be used on: its key in one of the above, stream."""
 
     @property
     def blocks(self) -> Blocks:
@@ -47,31 +48,32 @@ class Bound:
         ``masks`` are."""
         from kdsl.kernels.attention import launch
 
-        if device not in self.on_device:
+        key = (device, masks)
+        if key not in self.on_device:
             spec = self.tunable.spec
             lists = launch.lists(self.blocks, spec.heads, device)
             tables = launch.table_tensors(spec, self.tables, device)
             if masks == "bits":
                 tables += packed.of_lists(spec, codecache.load, lists, tables)
             made = lists, tables
-            remember(self.on_device, device, made)
-            self.streams = {s for s in self.streams if s[0] != device}
-        held, tables = found = self.on_device[device]
+            remember(self.on_device, key, made)
+            self.streams = {s for s in self.streams if s[0] != key}
+        held, tables = found = self.on_device[key]
         if device.type == "cuda":
-            self._used(device, False, lambda: (*held.tensors, *tables))
+            self._used(key, lambda: (*held.tensors, *tables))
         return found
 
-    def _used(self, device: Any, inverted: bool, memory: Callable[[], Sequence[Any]]) -> None:
+    def _used(self, held: tuple[Any, Any], memory: Callable[[], Sequence[Any]]) -> None:
         """Tell torch's allocator, once, that the current stream reads some memory.
 
         It was allocated on whichever stream was the current one then; let go of, it would be handed
         out there while kernels of this one still read it.
         """
-        import torch
-
-        stream = torch.cuda.current_stream(device)
-        key = (device, stream.cuda_stream, inverted)
+        key = (held, stream_of(held[0]))
         if key not in self.streams:
+            import torch
+
+            stream = torch.cuda.current_stream(held[0])
             self.streams.add(key)
             with without_modes():
                 for x in memory():
@@ -91,10 +93,10 @@ class Bound:
                 if inverted:
                     lists += launch.inverted(self.blocks, self.tunable.spec, device).tensors
             remember(self.as_operands, key, (lists, list(tables)))
-            self.streams = {s for s in self.streams if s[0] != device}
+            self.streams = {s for s in self.streams if s[0] != key}
         found = self.as_operands[key]
         if device.type == "cuda":
-            self._used(device, inverted, lambda: (*found[0], *found[1]))
+            self._used(key, lambda: (*found[0], *found[1]))
         return found
 
     def values(self, device: Any) -> tuple[list[Any], list[Any]]:

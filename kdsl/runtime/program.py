@@ -22,10 +22,10 @@ from kdsl.kernels.attention.backward.tunable import source as backward_source
 from kdsl.kernels.attention.config import Config
 from kdsl.kernels.attention.fallback import fitting
 from kdsl.kernels.attention.hopper.backward import launch as hopper
-from kdsl.kernels.attention.prepared import kind_of
 from kdsl.kernels.attention.quantized import launch as quantized
 from kdsl.kernels.attention.quantized.tunable import tunable_of
 from kdsl.kernels.attention.tunable import AttentionTunable
+from kdsl.kernels.launching.prepared import kind_of
 from kdsl.kernels.lists import call, chosen
 from kdsl.reference.attention import attention as reference_attention
 from kdsl.reference.attention_backward import attention_backward as reference_backward
@@ -205,10 +205,11 @@ class Program:
         # An expanded gradient, as that of a sum, would be read one element at a time.
         do = do if do.stride(-1) == 1 else do.contiguous()
         dlse = None if dlse is None else dlse.contiguous()
-        level, delta = backward.rows(self._backward(), self.spec, *results, do, dlse)
+        kept = self.launches.setdefault(q.device, ({}, {}))
+        level, delta = backward.rows(self._backward(), self.spec, *results, do, dlse, kept[1])
         own = tuple(tables)[: len(leaf_tables.tables(self.spec))]  # bits are the forward's
-        given = backward.Given(q, k, v, do, level, delta, own)
-        held, turned = as_lists(lists), as_lists(lists, LISTS)
+        given = backward.Given(q, k, v, do, level, delta, own, again=True)
+        held, turned = as_lists(lists, 0, *kept), as_lists(lists, LISTS, *kept)
         at_once = ALL in self.configs and not torch.are_deterministic_algorithms_enabled()
         if all(wanted) and at_once:
             config = self.configs[ALL]

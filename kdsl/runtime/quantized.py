@@ -8,22 +8,24 @@ from typing import Any
 import numpy as np
 
 from kdsl.errors import UnsupportedError
-from kdsl.kernels.attention.config import Config
 from kdsl.kernels.attention.fallback import fitting
 from kdsl.kernels.attention.quantized import launch
 from kdsl.kernels.attention.quantized.tunable import tunable_of
 from kdsl.kernels.layouts import in_torch
 from kdsl.reference.attention_quantized import attention_quantized
 from kdsl.runtime.arrays import interpreting, like, say_once, uploaded
-from kdsl.runtime.attention import KEPT_CALLS, AttentionOperator, _torch_ops
+from kdsl.runtime.attention import KEPT_CALLS, AttentionOperator
 from kdsl.runtime.checks import check_finite, check_operands, check_tensors
 from kdsl.runtime.choice import Choice
 from kdsl.runtime.operator import Tables, array_tables
 from kdsl.runtime.program import Program
+from kdsl.runtime.with_torch import torch_ops
 
 
 class QuantizedOperator(AttentionOperator):
     """Block-sparse attention on quantized operands, on one GPU or by the reference."""
+
+    run = staticmethod(launch.launch)
 
     def __call__(self, *tensors: Any, tables: Tables | None = None, check: bool = False) -> Any:
         """Attention of the operands that ``spec.layout.operands`` names, as `quantize` makes them.
@@ -33,6 +35,8 @@ class QuantizedOperator(AttentionOperator):
         """
         if len(tensors) == 3:
             tensors = self.quantize(*tensors)
+        if tables is None and not check and (found := self.warm(tensors)) is not None:
+            return found
         kind = self._kind(tensors)
         if kind in self.known and not check:
             out, lse = self._launch(tensors, tables, self.known[kind], kind)
@@ -42,7 +46,7 @@ class QuantizedOperator(AttentionOperator):
             check_finite({n: x for n, x in given.items() if n.endswith("_scale")})
             self._checked({**self.fixed, **array_tables(self.spec, tables)})
         if not isinstance(tensors[0], np.ndarray) and self.seen_by_torch(tensors):
-            out, lse = _torch_ops().attention(self, tensors, tables)
+            out, lse = torch_ops().attention(self, tensors, tables)
         elif self.backend == "reference":
             out, lse = self._by_reference(tensors, self._bound_for(tables, tensors[0].shape[0]))
         else:
@@ -131,19 +135,6 @@ class QuantizedOperator(AttentionOperator):
         if kind is not None and len(self.known) < KEPT_CALLS:
             self.known[kind] = config
         return result
-
-    def _launch(
-        self, tensors: tuple[Any, ...], tables: Tables | None, config: Config, kind: Any
-    ) -> tuple[Any, Any]:
-        device, batch = tensors[0].device, tensors[0].shape[0]
-        module = self.module(config.template)
-        with self.on(device):
-            if tables is not None and self.reads_on_device(tables, device):
-                batch = batch if self.by_batch else 1
-                made = self.on_device.upload(self.program(False), tables, batch, device, tensors)
-            else:
-                made = self._bound_for(tables, batch).upload(device)
-            return launch.launch(module, self.spec, config, made[0], tensors, made[1], kind=kind)
 
     def _at(self, name: str) -> int:
         assert self.spec.layout is not None

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from kdsl.errors import UnsupportedError
+from kdsl.kernels.launching.place import place
 from kdsl.kernels.lists import call
 from kdsl.runtime.program import Program
 
@@ -290,6 +291,6 @@ torch.library.register_fake("kdsl::attention_lists", _attention_lists_fake, lib=
 
 def on(device: Any) -> Any:
     """The device as the current one: kernels launch where their tensors are."""
-    if device.type != "cuda" or device.index == torch.cuda.current_device():
+    if device.type != "cuda" or device.index == place("cuda").device():
         return _HERE
     return torch.cuda.device(device)

@@ -13,7 +13,8 @@ from kdsl.expr.tables import Table
 from kdsl.kernels.attention import tables as leaf_tables
 from kdsl.kernels.attention.config import Config, head_parts, table_dtype
 from kdsl.kernels.attention.hopper import launch as hopper
-from kdsl.kernels.attention.prepared import keep
+from kdsl.kernels.attention.kept import keep
+from kdsl.kernels.launching.place import place, stream_of
 from kdsl.kernels.lists.launch import strides
 from kdsl.specs import Attention
 
@@ -61,7 +62,7 @@ class Lists:
         import torch
 
         device = self.start.device
-        if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+        if device.type != "cuda" or place(device.type).capturing():
             return torch.zeros(1, dtype=torch.int32, device=device)
         if stream not in self.counters:
             self.counters[stream] = torch.zeros(1, dtype=torch.int32, device=device)
@@ -149,7 +150,7 @@ def launch(
     key = held.key(kind, tables)
     ready = None if key is None else held.prepared.get(key)
     if ready is not None:
-        ready(moving, held, tables, hopper.stream_of(q.device))
+        ready(moving, held, tables, stream_of(q.device))
         return out, lse
     programs = batch * heads * held.rows * (spec.block[0] // config.block_m)
     values = arguments_of(spec, config, held, moving, tables)

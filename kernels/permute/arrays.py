@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from kdsl.errors import InputError, UnsupportedError
+from kdsl.kernels.launching.place import place
 
 
 class Arrays(ABC):
@@ -125,13 +126,13 @@ class TorchArrays(Arrays):
         return held.to(device=self._device, dtype=getattr(self.torch, dtype)).contiguous()
 
     def capturing(self) -> bool:  # noqa: D102
-        return bool(self.torch.cuda.is_current_stream_capturing())
+        return place("cuda").capturing()
 
     @contextmanager
     def stream(self) -> Iterator[None]:  # noqa: D102
         import cupy
 
-        current = self.torch.cuda.current_stream(self._device).cuda_stream
+        current = place("cuda").stream(self.device)
         with cupy.cuda.Device(self.device), cupy.cuda.Stream.from_external(_Handle(current)):
             yield
 

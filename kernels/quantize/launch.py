@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdsl.errors import InputError, UnsupportedError
+from kdsl.kernels.launching.prepared import Prepared, kind_of, launch
 from kdsl.kernels.quantize.arguments import (
     NATIVE_FP8,
     OPTIONAL,
@@ -45,6 +46,8 @@ class Launcher:
         self.options = options(config)
         self.counts = Counts.of(spec, config)
         self.exchanged = config.block_m // view(spec).slots * spec.columns
+        self.prepared: dict[Any, Prepared] = {}
+        """Launches that were made before, by the tensors they depend on."""
 
     def outputs(self, x: Tensor) -> dict[str, Tensor]:
         """Buffers for the result of a call, uninitialised."""
@@ -102,12 +105,11 @@ class Launcher:
         if "order_2" in folded.values:
             room = programs * self.exchanged
             values["scratch"] = torch.empty(room, dtype=torch.float32, device=x.device)
+        moving = {name: value for name, value in values.items() if value is not None}
+        key = (batch, *moving, kind_of(tuple(moving.values())))
         native = x.is_cuda and torch.cuda.get_device_capability(x.device) >= NATIVE_FP8
-        self.module.quantize_tiles[(programs,)](
-            **values,
-            **counts,
-            eps=spec.eps,
-            **self.constants[native],
-            **self.options,
-            enable_fp_fusion=True,
-        )
+        values |= {**counts, "eps": spec.eps, **self.constants[native]}
+        launch(
+            self.module.quantize_tiles, programs, key, self.prepared, moving, lambda: values,
+            {**self.options, "enable_fp_fusion": True},
+        )  # fmt: skip

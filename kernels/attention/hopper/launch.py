@@ -13,7 +13,9 @@ from kdsl.kernels.attention.hopper.config import (
     options,
     stores_by_descriptor,
 )
-from kdsl.kernels.attention.prepared import keep, kind_of
+from kdsl.kernels.attention.kept import keep
+from kdsl.kernels.launching.place import stream_of
+from kdsl.kernels.launching.prepared import kind_of
 from kdsl.specs import Attention
 
 if TYPE_CHECKING:
@@ -139,6 +141,12 @@ def to_copy(spec: Attention) -> tuple[bool, bool]:
     return queries, keys
 
 
+def copied_first(spec: Attention) -> tuple[str, ...]:
+    """Which of q, k and v are."""
+    queries, keys = to_copy(spec)
+    return ("q",) * queries + ("k", "v") * keys
+
+
 def arguments_of(
     spec: Attention,
     config: Config,
@@ -186,12 +194,3 @@ def multiprocessors(device: Any) -> int:
 
     # torch keeps the properties of devices that it was asked about.
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
-
-
-def stream_of(device: Any) -> int:
-    """The current stream of a CUDA device; 0 elsewhere."""
-    if device.type != "cuda":
-        return 0
-    from triton.runtime import driver
-
-    return int(driver.active.get_current_stream(device.index))

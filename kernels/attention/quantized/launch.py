@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from kdsl.kernels.attention.config import Config, head_parts
 from kdsl.kernels.attention.hopper.config import options as hopper_options
-from kdsl.kernels.attention.hopper.launch import stream_of
+from kdsl.kernels.attention.kept import keep
 from kdsl.kernels.attention.launch import LOG2E, describe
-from kdsl.kernels.attention.prepared import keep
 from kdsl.kernels.attention.quantized.hopper import launch as hopper
 from kdsl.kernels.attention.quantized.portable import constants, layout_of
+from kdsl.kernels.launching.place import stream_of
 from kdsl.specs import Attention
 
 if TYPE_CHECKING:

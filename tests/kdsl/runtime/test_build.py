@@ -296,12 +296,12 @@ def test_what_an_operator_remembers_is_bounded() -> None:
     op: Any = kdsl.build(spec, tables={"doc": np.zeros((40, 8), int)})
     for batch in range(1, 3 * KEPT_BINDINGS):
         op(*inputs(spec, batch))
-    assert len(op.ready) <= KEPT_BINDINGS
+    assert len(op.plain) <= KEPT_BINDINGS
     assert len(op.bound) <= KEPT_BINDINGS
     plain: Any = kdsl.build(SPEC)
     for batch in range(1, 4):
         plain(*inputs(SPEC, batch))
-    assert len(plain.ready) == 1, "rows that do not speak of the batch are the same for all"
+    assert len(plain.plain) == 1, "rows that do not speak of the batch are the same for all"
 
 
 def test_permute_shows_where_tokens_go() -> None:
@@ -316,3 +316,11 @@ def test_permute_shows_where_tokens_go() -> None:
     assert len(lines) == 12
     assert lines[-1] == "..."
     assert lines[1].endswith(" ...")
+
+
+def test_tables_of_a_call_come_by_name() -> None:
+    """An array in place of a mapping is named, not asked whether it is true."""
+    spec = Attention(tokens=256, heads=1, head_dim=64, dtype="float32", mask=masks.blocks("plan"))
+    q = np.zeros((1, 1, 256, 64), np.float32)
+    with pytest.raises(InputError, match="tables is a ndarray, not values by name"):
+        kdsl.build(spec, backend="reference")(q, q, q, tables=np.ones((1, 2, 2), np.uint8))  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from kdsl import masks
+from kdsl.runtime import bound as runtime_bound
 from kdsl.runtime.bound import Bound
 from kdsl.specs import Attention
 
@@ -57,6 +58,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(launch, "lists", lambda blocks, heads, device: lists(device))
     monkeypatch.setattr(launch, "table_tensors", lambda spec, tables, device: (Memory(),))
     monkeypatch.setattr(backward, "inverted", lambda blocks, spec, device: lists(device))
+    monkeypatch.setattr(runtime_bound, "stream_of", lambda device: current[device.index])
     monkeypatch.setattr(
         torch.cuda,
         "current_stream",

@@ -18,10 +18,10 @@ from kdsl import masks, orders, targets
 from kdsl.grid import Grid
 from kdsl.kernels.attention import launch
 from kdsl.kernels.attention.config import Config
-from kdsl.kernels.attention.direct import Direct, Driver, direct
 from kdsl.kernels.attention.hopper import launch as hopper_launch
-from kdsl.kernels.attention.prepared import HELD
+from kdsl.kernels.attention.kept import HELD
 from kdsl.kernels.attention.tunable import AttentionTunable
+from kdsl.kernels.launching.direct import NO_CONTEXT, Direct, Driver, direct
 from kdsl.runtime import codecache
 from kdsl.runtime.aot import compile_for
 from kdsl.specs import Attention
@@ -61,8 +61,13 @@ class Library:
         self.sizes = sizes
         self.read: list[list[bytes]] = []
         self.grids: list[tuple[int, ...]] = []
-        self.error = 0
-        self.cuLaunchKernel = Function(self._launch)
+        self.errors: list[int] = []
+        """What the next launches end with; 0 when there are no more."""
+        self.entered: list[int] = []
+        """Devices whose context was made the current one."""
+        self.cuLaunchKernelEx = Function(self._launch)
+        self.cuDevicePrimaryCtxRetain = Function(self._retain)
+        self.cuCtxSetCurrent = Function(lambda context: self.entered.append(context.value - 1))
         self.cuTensorMapReplaceAddress = Function(self._replace)
         self.cuTensorMapEncodeTiled = Function(self._encode)
         self.cuFuncGetParamInfo = Function(self._info)
@@ -82,10 +87,18 @@ class Library:
         ctypes.memmove(at, struct.pack("<Q", address), 8)
         return 0
 
-    def _launch(self, function: int, *rest: Any) -> int:
-        self.grids.append((function, *rest[:8]))
-        self.read.append([ctypes.string_at(rest[8][i], n) for i, n in enumerate(self.sizes)])
-        return self.error
+    def _retain(self, context: Any, device: int) -> int:
+        context._obj.value = device + 1
+        return 0
+
+    def _launch(self, config: int, function: int, parameters: int, extra: None) -> int:
+        assert extra is None
+        *sizes, stream, attributes, count = struct.unpack("7I4xQQI4x", ctypes.string_at(config, 56))
+        assert (attributes, count) == (0, 0)
+        self.grids.append((function, *sizes, stream))
+        at = (ctypes.c_void_p * len(self.sizes)).from_address(parameters)
+        self.read.append([ctypes.string_at(at[i] or 0, n) for i, n in enumerate(self.sizes)])
+        return self.errors.pop(0) if self.errors else 0
 
 
 def parameter_sizes(cubin: bytes, folder: Path) -> list[int]:
@@ -167,8 +180,8 @@ def test_the_kernel_reads_its_arguments(
     other = SimpleNamespace(**{name: x.clone() for name, x in vars(own).items()})
     others = tuple(x.clone() for x in tables)
     for tensors, lists, given in ((moving, own, tables), (fresh, other, others)):
-        ready(tensors, lists, given, 5)
-        addresses = {x.data_ptr() for role, x in tensors.items() if role in ready_roles(ready)}
+        launched(ready, tensors, lists, given)
+        addresses = {x.data_ptr() for role, x in tensors.items() if role in ready.roles}
         read = library.read[-1]
         held = {struct.unpack_from("<Q", part)[0] for part in read if len(part) in (8, 128)}
         assert addresses <= held
@@ -187,9 +200,10 @@ def test_the_kernel_reads_its_arguments(
     assert set(library.grids) == {(77, 12, 1, 1, threads, 1, 1, shared, 5)}
 
 
-def ready_roles(ready: Direct) -> set[str]:
-    """Tensors whose addresses a launch takes anew."""
-    return {role for _, role in (*ready.pointers, *ready.maps)}
+def launched(ready: Direct, tensors: dict[str, Any], lists: Any, tables: Any) -> None:
+    """A launch on stream 5."""
+    moving = tuple(tensors[role].data_ptr() for role in ready.roles)
+    ready(moving, ready.fixed_of(lists, tables), 5)
 
 
 def test_what_is_not_known_is_left_to_triton(
@@ -214,34 +228,70 @@ def test_what_is_not_known_is_left_to_triton(
     for sizes in (library.sizes[:-3], [*library.sizes, 4], [4, *library.sizes[1:]]):
         assert of(cuda=Driver(Library(sizes))) is None
     with pytest.raises(AttributeError):
-        Driver(SimpleNamespace(cuLaunchKernel=Function(int)))
+        Driver(SimpleNamespace(cuLaunchKernelEx=Function(int)))
 
 
-def test_errors_and_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the driver refuses is an error with its number; launches from several threads never mix
-    their tensors."""
+def test_addresses_move_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor map is told of another address where it changed, and only there; with the addresses
+    in another order the kernel reads the same."""
     kernel, names, values, library, moving = made("hopper", tmp_path, monkeypatch)
     ready = direct(kernel, names, values, 12, roles(names, values), HELD, Driver(library))
     assert ready is not None
     lists, tables = lists_of(values), values["tables"]
-    library.error = 700
+    replaced: list[int] = []
+    replace = library.cuTensorMapReplaceAddress.does
+    library.cuTensorMapReplaceAddress.does = lambda at, to: replaced.append(to) or replace(at, to)
+    launched(ready, moving, lists, tables)
+    launched(ready, moving, lists, tables)
+    # Each in two parts of its columns.
+    first = sorted(moving[role].data_ptr() for role in "qkvo" for _ in range(2))
+    assert sorted(replaced) == first
+    replaced.clear()
+    other = {**moving, "k": moving["k"].clone(), "lse": moving["lse"].clone()}
+    launched(ready, other, lists, tables)
+    assert replaced == [other["k"].data_ptr()] * 2
+    slots = ["unused", *sorted(ready.roles)]
+    turned = ready.taking({role: slots.index(role) for role in slots})
+    addresses = (0, *(other[role].data_ptr() for role in slots[1:]))
+    turned(addresses, turned.fixed_of(lists, tables), 5)
+    assert library.read[-1] == library.read[-2]
+    assert turned.free != ready.free
+
+
+def test_errors_and_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the driver refuses is an error with its number; a thread without a context gets that of
+    its device; launches from several threads never mix their tensors."""
+    kernel, names, values, library, moving = made("hopper", tmp_path, monkeypatch)
+    ready = direct(kernel, names, values, 12, roles(names, values), HELD, Driver(library))
+    assert ready is not None
+    lists, tables = lists_of(values), values["tables"]
+    library.errors = [700]
     with pytest.raises(RuntimeError, match="CUDA error 700"):
-        ready(moving, lists, tables, 5)
-    library.error = 0
+        launched(ready, moving, lists, tables)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    library.errors = [NO_CONTEXT]
+    launched(ready, moving, lists, tables)
+    assert library.entered == [3]
+    assert library.read[-1] == library.read[-2]
+    library.cuTensorMapReplaceAddress.does = lambda at, to: 1
+    with pytest.raises(RuntimeError, match="CUDA error 1 at a tensor map"):
+        launched(ready, {**moving, "q": moving["q"].clone()}, lists, tables)
+    library.cuTensorMapReplaceAddress.does = library._replace
     library.read.clear()
     sets = [{role: torch.zeros_like(x) for role, x in moving.items()} for _ in range(4)]
 
     def work(tensors: dict[str, Any]) -> None:
         for _ in range(200):
-            ready(tensors, lists, tables, 5)
+            launched(ready, tensors, lists, tables)
 
     workers = [threading.Thread(target=work, args=(tensors,)) for tensors in sets]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    whole = [{x.data_ptr() for r, x in s.items() if r in ready_roles(ready)} for s in sets]
+    whole = [{x.data_ptr() for r, x in s.items() if r in ready.roles} for s in sets]
     assert len(library.read) == 800
+    assert 1 <= len(ready.free) <= 4
     for read in library.read:
         held = {struct.unpack_from("<Q", part)[0] for part in read if len(part) in (8, 128)}
         assert [addresses <= held for addresses in whole].count(True) == 1
