@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kdsl.kernels.attention.direct import Direct, direct
-from kdsl.kernels.attention.hopper.launch import multiprocessors, stream_of
+from kdsl.kernels.attention.hopper.launch import multiprocessors
+from kdsl.kernels.launching.prepared import Prepared, kind_of, launch
 from kdsl.kernels.matmul import arguments, portable
 from kdsl.kernels.matmul.config import Config
 from kdsl.kernels.matmul.facts import Packed, view
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ALIGNMENT = 16
-KEPT_LAUNCHES = 64
-"""Prepared launches of one operator: they differ in strides, alignment and device."""
 MATRICES = ("x", "weight", "signs", "weight_scale", "out", "residual")
 
 
@@ -36,7 +34,8 @@ class Launcher:
         self.tiles = down * across
         self.part = template_of(spec, config.template)
         self.options = self.part.options(config)
-        self.prepared: dict[Any, Direct | None] = {}
+        self.prepared: dict[Any, Prepared] = {}
+        """Launches that were made before, by the tensors they depend on."""
 
     def output(self, x: Tensor) -> Tensor:
         """Memory for the result of a call, uninitialised."""
@@ -52,24 +51,12 @@ class Launcher:
         of codes) where x has zero points; ``out [rows, columns]`` contiguous.
         """
         tensors = self.tensors(operands, out)
-        kind = tuple(
-            None if t is None else (t.stride(), t.device, t.data_ptr() % ALIGNMENT)
-            for t in tensors.values()
-        )
-        ready = self.prepared.get(kind)
-        if ready is not None and not _watched():
-            held = {name: t for name, t in tensors.items() if t is not None}
-            ready(held, None, (), stream_of(out.device))
-            return
-        values = self.values(tensors)
-        programs = self.programs(out.device)
-        fn = self.module.matmul_tiles
-        kernel = fn[(programs,)](**values, **self.options)
-        if kind not in self.prepared and hasattr(kernel, "packed_metadata"):
-            if len(self.prepared) >= KEPT_LAUNCHES:
-                self.prepared.clear()
-            roles = {n: n for n, t in tensors.items() if t is not None and n in values}
-            self.prepared[kind] = direct(kernel, fn.arg_names, values, programs, roles)
+        moving = {name: t for name, t in tensors.items() if t is not None}
+        key = (*moving, kind_of(tuple(moving.values())))
+        launch(
+            self.module.matmul_tiles, self.programs(out.device), key, self.prepared, moving,
+            lambda: self.values(tensors), self.options,
+        )  # fmt: skip
 
     def programs(self, device: Any) -> int:
         """Programs of a launch: a tile each, or as many as run at once."""
@@ -109,7 +96,7 @@ class Launcher:
             return t.is_contiguous()
         if t.stride(-1) != 1 and t.shape[-1] > 1:
             return False
-        if not self.own:
+        if not self.own or name == "weight_scale":
             return True
         step = t.stride(0) * t.element_size()
         return step % ALIGNMENT == 0 and step > 0 and t.data_ptr() % ALIGNMENT == 0
@@ -162,11 +149,3 @@ def capability_of(device: Any) -> tuple[int, int]:
     import torch
 
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
-
-
-def _watched() -> bool:
-    """Whether somebody listens to Triton's launches."""
-    from triton import knobs
-
-    hooks = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
-    return any(bool(getattr(h, "calls", h)) for h in hooks)
