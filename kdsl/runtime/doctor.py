@@ -21,6 +21,7 @@ from kdsl.layouts import (
     int8_qk,
     int8_qk_fp8_pv,
     int8_qk_int8_pv,
+    slog,
     w8,
 )
 from kdsl.orders import axes
@@ -119,13 +120,14 @@ def subjects() -> Iterator[tuple[str, str, str, Attention | Permute | Quantize |
         fmt = activations(code)
         turned = Quantize(rows=GRID.tokens, columns=columns, dtype=dtype, recipe=TURN, format=fmt)
         yield f"rotate, quantize to {code}", "forward", "quantize", turned
-    for code, dtype, columns in itertools.product(("int8", "fp8"), DTYPES, WIDTHS):
-        x, weight = activations(code), w8("channel", code)
+    for code, bits, dtype, columns in itertools.product(("int8", "fp8"), (8, 4, 3), DTYPES, WIDTHS):
+        few = slog(min(bits, 4), exact="e4m3" if code == "fp8" else "int8")
         product = Matmul(
-            rows=GRID.tokens, inner=columns, columns=columns, x=x, weight=weight, dtype=dtype,
-            bias=True, activation="gelu_tanh",
+            rows=GRID.tokens, inner=columns, columns=columns, dtype=dtype, x=activations(code),
+            weight=w8("channel", code) if bits == 8 else few, bias=True, activation="gelu_tanh",
         )  # fmt: skip
-        yield f"product of {code}", "forward", "matmul", product
+        by = "" if bits == 8 else f" by {bits} bits"
+        yield f"product of {code}{by}", "forward", "matmul", product
     for layout, dtype, head_dim in itertools.product((None, int8()), DTYPES, HEAD_DIMS):
         yield (
             f"permute{f' to {layout.code}' if layout else ''}",

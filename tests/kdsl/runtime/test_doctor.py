@@ -64,7 +64,8 @@ def test_every_operation_is_a_subject() -> None:
     names = ("attention", "attention, dK and dV", "attention, dQ", "permute", "permute to int8")
     coded = [f"attention, int8 QK, {pv} PV" for pv in ("16-bit", "e4m3", "int8")]
     codes = [f"rotate, quantize to {code}" for code in ("int8", "fp8", "int4")]
-    codes += [f"product of {code}" for code in ("int8", "fp8")]
+    by = ("", " by 4 bits", " by 3 bits")
+    codes += [f"product of {code}{bits}" for code in ("int8", "fp8") for bits in by]
     wanted = {(n, t, d) for n in names for t in DTYPES for d in HEAD_DIMS}
     wanted |= {(n, t, d) for n in coded for t in DTYPES[:2] for d in HEAD_DIMS}
     wanted |= {(n, t, d) for n in codes for t in DTYPES for d in doctor.WIDTHS}
