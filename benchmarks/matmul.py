@@ -24,9 +24,11 @@ from kdsl.kernels.matmul.truth import unpacked
 
 SAMPLED = 256
 """Rows whose error is measured."""
-MOST_ERROR = 0.01
-"""Relative Frobenius error beyond which a result is wrong: bf16's own is 0.0017, and e4m3 sums in
-registers of 13 bits add 0.002."""
+MOST_ERROR = 0.003
+"""Relative Frobenius error beyond which a result is wrong: bf16's own is 0.0017."""
+CUT = 2.0**-14
+"""Of a sum of e4m3 products, that each 32 of them cost in registers of 13 bits, on average and at
+most: half of what is cut off, always towards zero."""
 LIMITS = {"int8": 127.0, "fp8": 448.0}
 
 
@@ -61,7 +63,7 @@ def suite(peers: Sequence[str], cases: Sequence[str], commit: str) -> Iterator[d
         calls, errors = {}, {}
         for name, call in implementations(case, given).items():
             error = relative_error(case, given, name, call())
-            if not error <= MOST_ERROR:
+            if not error <= most_error(case, name):
                 print(f"{case.id:22} {name:17} WRONG: error {error:.5f}", file=sys.stderr)
                 continue
             calls[name], errors[name] = call, error
@@ -174,6 +176,13 @@ def epilogue(case: MatmulCase, y: Any, given: Inputs, rows: slice = slice(None))
     if case.spec.residual:
         y = y + given.residual[rows]
     return y.bfloat16() if y.dtype == torch.float32 else y
+
+
+def most_error(case: MatmulCase, name: str) -> float:
+    """Relative Frobenius error beyond which an implementation's result is wrong."""
+    code = {"torch._scaled_mm": "fp8", "torch._int_mm": "int8", "torch bf16": ""}
+    cut = code.get(name, case.code) == "fp8"
+    return MOST_ERROR + cut * case.spec.inner / 32 * CUT
 
 
 def relative_error(case: MatmulCase, given: Inputs, name: str, found: Any) -> float:
