@@ -1,9 +1,9 @@
 """``python -m benchmarks SUITE``: check, time side by side with peers, append rows to the results.
 
-``attention``, ``shapes``, ``lists`` and ``quantize`` need a GPU.  ``overhead``, ``partition`` and
-``quality`` do not: the host's part of a call, plans for many ranks, errors of codes and rotations.
-``table`` prints the results, ``check`` says whether each row belongs to its commit.
-``sequence_parallel`` is run by torchrun, on GPUs or CPUs.
+``attention``, ``shapes``, ``lists``, ``quantize`` and ``matmul`` need a GPU.  ``overhead``,
+``partition`` and ``quality`` do not: the host's part of a call, plans for many ranks, errors of
+codes and rotations.  ``table`` prints the results, ``check`` says whether each row belongs to its
+commit.  ``sequence_parallel`` is run by torchrun, on GPUs or CPUs.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Any
 from benchmarks import overhead, partition, quality, rows, sequence_parallel
 from benchmarks.attention import VARIANTS
 from benchmarks.attention import suite as attention
-from benchmarks.cases import ATTENTION, LISTS, QUANTIZE
+from benchmarks.cases import ATTENTION, LISTS, MATMUL, QUANTIZE
 from benchmarks.lists import suite as lists
+from benchmarks.matmul import suite as matmul
 from benchmarks.peers import PEERS
 from benchmarks.quantize import suite as quantize
 from benchmarks.shapes import SHAPES
@@ -32,6 +33,7 @@ TIMED = {
     "shapes": (shapes, SHAPES),
     "lists": (lists, LISTS),
     "quantize": (quantize, QUANTIZE),
+    "matmul": (matmul, MATMUL),
 }
 """Suites of timed cases: what yields rows, and the cases by id."""
 RATES = {"flop": (1e9, "TFLOP/s"), "byte": (1e6, "GB/s")}

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kdsl import masks
-from kdsl.layouts import Outline, activations
-from kdsl.specs import Attention, Quantize
+from kdsl.layouts import Outline, activations, slog, w8
+from kdsl.specs import Attention, Matmul, Quantize
 
 SHAPES = {
     "W": (1, 12, 32768, 128),
@@ -141,3 +141,56 @@ QUANTIZE = {
         QuantizeCase(f"quantize-{columns}-int4-g128", columns, "int4", 128),
     )
 }
+
+
+@dataclass(frozen=True)
+class MatmulCase:
+    """A linear layer on quantized operands, with bias, and with GELU or a residual behind it."""
+
+    id: str
+    shape: tuple[int, int, int]
+    """rows, inner, columns."""
+    code: str
+    residual: bool
+    bits: int = 8
+    """Of weights; below eight of a log codebook, with scales of 128 columns of K."""
+
+    @property
+    def spec(self) -> Matmul:
+        """What is computed."""
+        rows, inner, columns = self.shape
+        exact = "e4m3" if self.code == "fp8" else "int8"
+        few = None if self.bits == 8 else slog(self.bits, None, 128, exact)
+        return Matmul(
+            rows=rows,
+            inner=inner,
+            columns=columns,
+            x=activations(self.code),
+            weight=few or w8("channel", self.code),
+            bias=True,
+            activation=None if self.residual else "gelu_tanh",
+            residual=self.residual,
+        )
+
+
+MATMUL = {
+    case.id: case
+    for (m, k, n), residual in (
+        ((4608, 3072, 12288), False),
+        ((4608, 12288, 3072), True),
+        ((32760, 1536, 8960), False),
+    )
+    for code in ("int8", "fp8")
+    for bits in (8, 4, 3)
+    for case in (
+        MatmulCase(
+            f"matmul-{m}x{k}x{n}-{code}{'' if bits == 8 else f'-w{bits}'}-"
+            f"{'residual' if residual else 'gelu'}",
+            (m, k, n),
+            code,
+            residual,
+            bits,
+        ),
+    )
+}
+"""The feed-forward layers of Flux and of Wan2.1-1.3B at 480p."""

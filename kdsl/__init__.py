@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kdsl.expr import table
     from kdsl.grid import Grid
     from kdsl.runtime import build
-    from kdsl.specs import Attention, Partition, Permute, Quantize
+    from kdsl.specs import Attention, Matmul, Partition, Permute, Quantize
 
     __version__: str
 
@@ -23,6 +23,7 @@ __all__ = [
     "Attention",
     "Grid",
     "KdslError",
+    "Matmul",
     "Partition",
     "Permute",
     "Quantize",
@@ -43,6 +44,7 @@ _HOMES = {
     "Attention": "kdsl.specs",
     "Grid": "kdsl.grid",
     "KdslError": "kdsl.errors",
+    "Matmul": "kdsl.specs",
     "Partition": "kdsl.specs",
     "Permute": "kdsl.specs",
     "Quantize": "kdsl.specs",

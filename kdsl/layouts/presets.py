@@ -246,9 +246,13 @@ def block_fp8(rows: int = 128, cols: int = 128) -> Format:
     return _bytes(f"fp8-{rows}x{cols}", E4M3, Block(rows, cols, ragged=True), "uint8")
 
 
-def w8(per: str = "channel") -> Format:
-    """Symmetric int8 with a float32 scale a row: weights of W8A8 by output channel, or tokens."""
-    return _bytes(f"int8-{per}", Int(8, signed=True), Block(1, None), "int8")
+def w8(per: str = "channel", code: str = "int8") -> Format:
+    """Symmetric ``"int8"``, or ``"fp8"`` (e4m3), with a float32 scale a row: weights of W8A8 by
+    output channel, or tokens."""
+    if code not in ("int8", "fp8"):
+        raise SpecError(f"w8(code={code!r})", hint='"int8" or "fp8"')
+    held: Code = E4M3 if code == "fp8" else Int(8, signed=True)
+    return _bytes(f"{code}-{per}", held, Block(1, None), "uint8" if code == "fp8" else "int8")
 
 
 def a8_asymmetric() -> Format:
@@ -285,10 +289,14 @@ def sage(side: str = "query", bits: int = 8) -> Format:
     return _bytes(f"sage-{side}", Int(bits, signed=True), lanes, "int8")
 
 
-def slog(bits: int = 4, r: float | None = None, group: int | None = 128) -> Format:
+def slog(
+    bits: int = 4, r: float | None = None, group: int | None = 128, exact: str = "int8"
+) -> Format:
     """The shifted-log codebook, sign and magnitude in planes: no code straddles a word.
 
     Three bits are one plane of 2-bit magnitudes and one of signs; ``group=None`` is a scale a row.
+    ``exact`` says which numbers entries are, ``"int8"``, ``"e4m3"`` or ``"float32"``: what a unit
+    multiplies must hold them.
     """
     magnitude = bits - 1
     planes = (
@@ -298,7 +306,7 @@ def slog(bits: int = 4, r: float | None = None, group: int | None = 128) -> Form
     nibbles = (Buffer("codes", "uint8", (Part("code", "n k x -> n | k x"),)),)
     return Format(
         f"slog{bits}",
-        Level(Field("code", shifted_log(bits, r)), scale=_scale(Block(1, group))),
+        Level(Field("code", shifted_log(bits, r, exact)), scale=_scale(Block(1, group))),
         (
             *(nibbles if bits == 4 else planes),
             Buffer("scales", "float16", (Part("scale", _PLAIN),)),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kdsl.errors import InputError
-from kdsl.specs import Attention, Permute, Quantize
+from kdsl.specs import Attention, Matmul, Permute, Quantize
 
 AXES = "[batch, heads, tokens, head_dim]"
 
@@ -119,6 +119,26 @@ def check_quantized(
             raise InputError(f"{name} and x are not of one kind and on one device")
     scale, shift = tensors[1:] if spec.modulate else (None, None)
     return x, scale, shift
+
+
+def check_matmul(spec: Matmul, operands: Mapping[str, Any], *, any_dtype: bool = False) -> None:
+    """InputError names the first operand that does not fit, by shape, dtype or device.
+
+    Codes of e4m3 are float8 tensors or bytes.
+    """
+    first = ""
+    for name, (shape, dtype) in spec.operands.items():
+        x = operands[name]
+        _check_kind(name, x)
+        plain = dtype in ("bfloat16", "float16", "float32") and "_" not in name
+        wanted = None if any_dtype and plain else dtype
+        if dtype == "uint8" and str(x.dtype) == "torch.float8_e4m3fn":
+            wanted = None
+        _check_form(name, x, shape, wanted, "Matmul", f"{name} of Matmul")
+        first = first or name
+        other = operands[first]
+        if _kind(x) == _kind(other) and getattr(x, "device", 0) != getattr(other, "device", 0):
+            raise InputError(f"{name} is on {x.device}, {first} on {other.device}")
 
 
 def _check_kind(name: str, x: Any) -> None:

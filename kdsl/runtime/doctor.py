@@ -21,6 +21,8 @@ from kdsl.layouts import (
     int8_qk,
     int8_qk_fp8_pv,
     int8_qk_int8_pv,
+    slog,
+    w8,
 )
 from kdsl.orders import axes
 from kdsl.runtime import codecache
@@ -32,7 +34,7 @@ from kdsl.runtime.choice import Choice
 from kdsl.runtime.operator import Operator
 from kdsl.runtime.records import default_place, default_sources
 from kdsl.runtime.tunables import tunable_for
-from kdsl.specs import DTYPES, HEAD_DIMS, Attention, Permute, Quantize, Spec
+from kdsl.specs import DTYPES, HEAD_DIMS, Attention, Matmul, Permute, Quantize, Spec
 from kdsl.targets import Target
 
 MEASURED, COMPILED, NO, FAILS = "measured", "compiled only", "not supported", "fails"
@@ -90,7 +92,7 @@ def examine(target: Target | None, say: Callable[[str], None]) -> Iterator[Findi
         return
     rows = measured_rows(target)
     for operation, direction, op, spec in subjects():
-        width = spec.columns if isinstance(spec, Quantize) else spec.head_dim
+        width = spec.columns if isinstance(spec, (Quantize, Matmul)) else spec.head_dim
         say(f"{operation} {direction} {spec.dtype} width {width}")
         status, note = _tried(spec, op, target, here)
         if known := rows[op, spec.dtype, width]:
@@ -98,7 +100,7 @@ def examine(target: Target | None, say: Callable[[str], None]) -> Iterator[Findi
         yield Finding(operation, direction, spec.dtype, str(width), status, note)
 
 
-def subjects() -> Iterator[tuple[str, str, str, Attention | Permute | Quantize]]:
+def subjects() -> Iterator[tuple[str, str, str, Attention | Permute | Quantize | Matmul]]:
     """What is tried: name, direction, operation, spec."""
     order = axes(GRID, "WH")
     parts = {
@@ -118,6 +120,14 @@ def subjects() -> Iterator[tuple[str, str, str, Attention | Permute | Quantize]]
         fmt = activations(code)
         turned = Quantize(rows=GRID.tokens, columns=columns, dtype=dtype, recipe=TURN, format=fmt)
         yield f"rotate, quantize to {code}", "forward", "quantize", turned
+    for code, bits, dtype, columns in itertools.product(("int8", "fp8"), (8, 4, 3), DTYPES, WIDTHS):
+        few = slog(min(bits, 4), exact="e4m3" if code == "fp8" else "int8")
+        product = Matmul(
+            rows=GRID.tokens, inner=columns, columns=columns, dtype=dtype, x=activations(code),
+            weight=w8("channel", code) if bits == 8 else few, bias=True, activation="gelu_tanh",
+        )  # fmt: skip
+        by = "" if bits == 8 else f" by {bits} bits"
+        yield f"product of {code}{by}", "forward", "matmul", product
     for layout, dtype, head_dim in itertools.product((None, int8()), DTYPES, HEAD_DIMS):
         yield (
             f"permute{f' to {layout.code}' if layout else ''}",
@@ -231,6 +241,12 @@ def _references(say: Callable[[str], None]) -> Iterator[Finding]:
     same = bool((np.abs(ones) == 127).all())
     note = "NumPy reference: a rotation spreads one entry evenly" if same else "codes are off"
     yield Finding("quantize", "forward", "all", "all", MEASURED if same else FAILS, note)
+    ones, scales = np.ones((2, 64), np.int8), np.full((2, 1), 0.125, np.float32)
+    product = Matmul(rows=2, inner=64, columns=2, x=activations(), weight=w8(), dtype="float32")
+    found = build(product, backend="reference").reference(ones, scales, ones, scales)
+    same = bool((found == 1).all())
+    note = "NumPy reference: ones sum up to their number" if same else "sums are off"
+    yield Finding("matmul", "forward", "all", "all", MEASURED if same else FAILS, note)
 
 
 def reference_error() -> tuple[float, float]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kdsl.runtime.attention import AttentionOperator
+    from kdsl.runtime.matmul import MatmulOperator
     from kdsl.runtime.operator import Operator
     from kdsl.runtime.permute import PermuteOperator
     from kdsl.runtime.quantize import QuantizeOperator
@@ -65,6 +66,21 @@ def explain_quantize(op: QuantizeOperator) -> str:
     return "\n".join([*lines, *_times(op, cost)])
 
 
+def explain_matmul(op: MatmulOperator) -> str:
+    """Backend, configuration and its source, epilogue and cost of a matmul operator."""
+    spec, cost = op.spec, op.cost()
+    steps = ["scales", "bias" if spec.bias else "", spec.activation or ""]
+    steps += ["residual" if spec.residual else ""]
+    lines = [
+        f"matmul     {spec.rows} x {spec.inner} x {spec.columns}, {spec.x.name} by "
+        f"{spec.weight.name} to {spec.dtype}",
+        f"epilogue   {', '.join(s for s in steps if s)}",
+        *_chosen(op),
+        f"work       {cost['flop'] / 1e12:.3f} TFLOP, {cost['bytes'] / 1e6:.1f} MB",
+    ]
+    return "\n".join([*lines, *_times(op, cost)])
+
+
 def _chosen(op: Operator) -> list[str]:
     where = op.target.name if op.target else "no GPU: NumPy reference"
     lines = [f"backend    {op.backend} ({where}{'' if op.here or not op.target else ', not here'})"]
@@ -75,9 +91,7 @@ def _chosen(op: Operator) -> list[str]:
     return lines
 
 
-def _times(
-    op: AttentionOperator | PermuteOperator | QuantizeOperator, cost: Mapping[str, float]
-) -> list[str]:
+def _times(op: Operator, cost: Mapping[str, float]) -> list[str]:
     lines = []
     if "predicted_us" in cost:
         known = op.choice.predicted_us if op.choice is not None else None

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from kdsl.errors import UnsupportedError
 from kdsl.runtime.tunable import Tunable
-from kdsl.specs import Attention, Permute, Quantize, Spec
+from kdsl.specs import Attention, Matmul, Permute, Quantize, Spec
 
 
 def tunable_for(
@@ -44,6 +44,10 @@ def tunable_for(
         from kdsl.kernels.quantize.tunable import QuantizeTunable
 
         return QuantizeTunable(spec, tables, batch)
+    if isinstance(spec, Matmul):
+        from kdsl.kernels.matmul.tunable import MatmulTunable
+
+        return MatmulTunable(spec)
     raise UnsupportedError(
         f"nothing can be tuned about {type(spec).__name__} yet", hint="kdsl.Attention(...)"
     )
@@ -57,4 +61,6 @@ def operations(spec: Spec) -> tuple[str, ...]:
         return "attention", "attention_backward_keys", "attention_backward_queries"
     if isinstance(spec, Quantize):
         return ("quantize",)
+    if isinstance(spec, Matmul):
+        return ("matmul",)
     return ("permute",) if isinstance(spec, Permute) else ()

@@ -12,6 +12,7 @@ from typing import Any
 from kdsl.errors import SpecError, reading
 from kdsl.specs.attention import HEAD_DIMS, Attention
 from kdsl.specs.common import DTYPES, as_array, canonical, digest
+from kdsl.specs.matmul import Matmul
 from kdsl.specs.partition import LINKS, Partition
 from kdsl.specs.permute import Permute
 from kdsl.specs.quantize import Quantize
@@ -21,6 +22,7 @@ __all__ = [
     "HEAD_DIMS",
     "LINKS",
     "Attention",
+    "Matmul",
     "Partition",
     "Permute",
     "Quantize",
@@ -31,12 +33,13 @@ __all__ = [
     "from_json",
 ]
 
-Spec = Attention | Permute | Partition | Quantize
+Spec = Attention | Permute | Partition | Quantize | Matmul
 _SPECS: dict[str, Any] = {
     "attention": Attention,
     "permute": Permute,
     "partition": Partition,
     "quantize": Quantize,
+    "matmul": Matmul,
 }
 
 

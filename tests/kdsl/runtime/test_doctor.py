@@ -15,7 +15,7 @@ from kdsl import targets
 from kdsl.__main__ import main
 from kdsl.errors import CompileError, StoreError, UnsupportedError
 from kdsl.runtime import doctor
-from kdsl.specs import DTYPES, HEAD_DIMS, Attention, Permute, Quantize
+from kdsl.specs import DTYPES, HEAD_DIMS, Attention, Matmul, Permute, Quantize
 from kdsl.work import Check
 
 H100 = targets.get("h100")
@@ -55,14 +55,17 @@ def findings(target: targets.Target | None) -> list[doctor.Finding]:
 
 def test_every_operation_is_a_subject() -> None:
     """Attention, its gradients, its quantized products and both kinds of permute, each for every
-    dtype and head_dim; and quantize to each code, for every dtype and two widths."""
+    dtype and head_dim; and quantize to each code and products of it, for every dtype and two
+    widths."""
     found = {
-        (name, s.dtype, s.columns if isinstance(s, Quantize) else s.head_dim)
+        (name, s.dtype, s.columns if isinstance(s, (Quantize, Matmul)) else s.head_dim)
         for name, _, _, s in doctor.subjects()
     }
     names = ("attention", "attention, dK and dV", "attention, dQ", "permute", "permute to int8")
     coded = [f"attention, int8 QK, {pv} PV" for pv in ("16-bit", "e4m3", "int8")]
     codes = [f"rotate, quantize to {code}" for code in ("int8", "fp8", "int4")]
+    by = ("", " by 4 bits", " by 3 bits")
+    codes += [f"product of {code}{bits}" for code in ("int8", "fp8") for bits in by]
     wanted = {(n, t, d) for n in names for t in DTYPES for d in HEAD_DIMS}
     wanted |= {(n, t, d) for n in coded for t in DTYPES[:2] for d in HEAD_DIMS}
     wanted |= {(n, t, d) for n in codes for t in DTYPES for d in doctor.WIDTHS}
@@ -78,20 +81,21 @@ def test_an_absent_gpu_is_compiled_for() -> None:
         ("attention", "measured"),
         ("permute", "measured"),
         ("quantize", "measured"),
+        ("matmul", "measured"),
     ]
-    assert len(found) == 5
-    assert {f.status for f in found[3:]} == {"compiled only"}
-    assert all("registers" in f.note for f in found[3:])
+    assert len(found) == 6
+    assert {f.status for f in found[4:]} == {"compiled only"}
+    assert all("registers" in f.note for f in found[4:])
 
 
 @pytest.mark.usefixtures("few")
 def test_without_a_gpu_or_a_name_the_reference_speaks(capsys: pytest.CaptureFixture[str]) -> None:
-    """Three lines and a word on --gpu; exit code 0."""
+    """Four lines and a word on --gpu; exit code 0."""
     if doctor.device_target() is not None:
         pytest.skip("there is a GPU here")
     assert main(["doctor"]) == 0
     said = capsys.readouterr().out
-    assert said.count("NumPy reference:") == 3
+    assert said.count("NumPy reference:") == 4
     assert "--gpu NAME compiles every kernel" in said
     assert "compiled only" not in said
 

@@ -14,8 +14,8 @@ import pytest
 from kdsl import masks, orders, specs
 from kdsl.expr import table
 from kdsl.grid import Grid
-from kdsl.layouts import Outline, activations, int4_qk, int8, int8_qk, int8_qk_fp8_pv
-from kdsl.specs import Attention, Permute, Quantize, Spec
+from kdsl.layouts import Outline, activations, int4_qk, int8, int8_qk, int8_qk_fp8_pv, w8
+from kdsl.specs import Attention, Matmul, Permute, Quantize, Spec
 
 GOLDEN = Path(__file__).with_name("golden.json")
 VIDEO = Grid(frames=21, height=30, width=52)
@@ -97,6 +97,16 @@ def some_specs() -> dict[str, Spec]:
             recipe=Outline((("mean", 0), ("channels", 0), ("signs", 0), ("hadamard", 128))),
             norm="layer",
             modulate=True,
+        ),
+        "matmul": Matmul(
+            rows=4608,
+            inner=3072,
+            columns=12288,
+            x=activations("int8", asymmetric=True),
+            weight=w8(),
+            bias=True,
+            activation="gelu_tanh",
+            residual=True,
         ),
     }
 

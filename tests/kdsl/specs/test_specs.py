@@ -383,7 +383,8 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "op": (
         lambda: specs.from_json({"op": "conv"}),
-        "unknown op 'conv'\n  try 'attention' or 'permute' or 'partition' or 'quantize'",
+        "unknown op 'conv'\n  try 'attention' or 'permute' or 'partition' or 'quantize' "
+        "or 'matmul'",
     ),
     "fields": (
         lambda: specs.from_json({"op": "permute", "tokens": {"length": 4}}),

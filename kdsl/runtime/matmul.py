@@ -1,0 +1,217 @@
+"""The matmul operator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from kdsl.errors import InputError, SpecError
+from kdsl.kernels.matmul.rule import TEMPLATES
+from kdsl.kernels.matmul.tunable import MatmulTunable, traffic
+from kdsl.reference.matmul import matmul as reference_matmul
+from kdsl.runtime import codecache
+from kdsl.runtime.arrays import interpreting, like, say_once, uploaded
+from kdsl.runtime.checks import check_finite, check_matmul
+from kdsl.runtime.choice import Choice, settle
+from kdsl.runtime.operator import Operator, Tables
+from kdsl.specs import Matmul
+from kdsl.targets import Target
+
+CORNERS = ((16, 128), (64, 256), (128, 512))
+"""Shapes that a format is drawn for, the first that it takes."""
+
+
+class MatmulOperator(Operator):
+    """Operands of `Matmul.operands`, in their order, to ``[rows, columns]``.
+
+    ``op(*x, *weight)`` where both are the buffers of their formats, as `Quantize` and
+    `Format.pack` give them, then bias and residual if the spec has them; what is bound is left out.
+    """
+
+    spec: Matmul
+
+    def __init__(
+        self,
+        spec: Matmul,
+        target: Target | None,
+        backend: str | None,
+        config: Mapping[str, Any] | None,
+        mode: str,
+        here: bool,
+        fixed: Tables | None = None,
+    ) -> None:
+        self.spec, self.target, self.here = spec, target, here
+        self.given, self.mode, self.asked = config, mode, backend
+        self.fixed = self._named(fixed)
+        self.tunable = MatmulTunable(spec, TEMPLATES.get(backend, TEMPLATES[None]))
+        self._on_device: dict[Any, dict[str, Any]] = {}
+        self.choice: Choice | None = None
+        if backend != "reference":
+            from kdsl.kernels.matmul.facts import view
+
+            # Where no kernel computes it that is said before anything is looked up.
+            view(spec)
+        self.choice = settle(
+            self.tunable, target, backend or "", config, mode, here=here, tables={}
+        )
+        own = {"hopper": "gluon", "portable": "triton"}
+        self.backend = backend or own[self.config["template"]]
+
+    def __call__(self, *tensors: Any, tables: Tables | None = None, check: bool = False) -> Any:
+        """``op(x_codes, x_scales, ..., residual)``: what `operands` names and is not bound.
+
+        Sums of a weight's codes, which zero points of x meet, are added up in each call unless the
+        weight is bound.
+        """
+        given = self._given(tensors, tables)
+        operands = {**self.fixed, **given}
+        check_matmul(self.spec, operands)
+        if check:
+            floats = {n: t for n, t in operands.items() if _floating(t)}
+            check_finite(floats)
+        model = next(iter(given.values()), None)
+        if self.backend == "reference":
+            if self.target is None:
+                say_once()
+            found = reference_matmul(self.spec, operands)
+            return _as(found, model, self.spec.dtype)
+        self.require_here()
+        if not isinstance(model, np.ndarray):
+            return self._launched(given)
+        place = "cpu" if interpreting() else "cuda"
+        moved = {n: self._uploaded(n, t, place) for n, t in given.items()}
+        return _as(self._launched(moved), model, self.spec.dtype)
+
+    def reference(self, *tensors: Any, tables: Tables | None = None) -> Any:
+        """``[rows, columns]`` in NumPy, float64."""
+        operands = {**self.fixed, **self._given(tensors, tables)}
+        check_matmul(self.spec, operands, any_dtype=True)
+        return reference_matmul(self.spec, operands)
+
+    def bind(self, tables: Tables) -> MatmulOperator:
+        """The operator with some operands, such as ``weight_codes``, ``weight_scales`` and
+        ``bias``: they are moved to the device, and summed up if need be, once."""
+        fixed = {**self.fixed, **self._named(tables)}
+        return MatmulOperator(
+            self.spec, self.target, self.asked, self.given, self.mode, self.here, fixed
+        )
+
+    def _given(self, tensors: tuple[Any, ...], tables: Tables | None) -> dict[str, Any]:
+        named = self._named(tables)
+        names = [n for n in self.spec.operands if n not in self.fixed and n not in named]
+        if len(tensors) != len(names):
+            raise InputError(
+                f"matmul takes {', '.join(names) or 'nothing'}, got {len(tensors)} tensors",
+                hint=f"op({', '.join(names)})",
+            )
+        return {**named, **dict(zip(names, tensors, strict=True))}
+
+    def _named(self, tables: Tables | None) -> dict[str, Any]:
+        if tables is not None and not isinstance(tables, Mapping):
+            raise InputError(
+                f"tables is a {type(tables).__name__}, not operands by name",
+                hint='tables={"weight_codes": ..., "weight_scales": ...}',
+            )
+        for name in tables or {}:
+            if name not in self.spec.operands:
+                known = ", ".join(self.spec.operands)
+                raise InputError(f"the spec has no operand {name!r}", hint=known)
+        return dict(tables or {})
+
+    def _launched(self, given: Mapping[str, Any]) -> Any:
+        from kdsl.kernels.matmul.launch import sums_of
+        from kdsl.runtime.torch_ops import on
+
+        device = next(iter(given.values())).device
+        if device.type == "cpu" and not interpreting():
+            raise InputError(
+                "the operands are on the CPU, the kernel runs on a GPU", hint="x.cuda()"
+            )
+        held = {**self._bound(device), **given}
+        if self._launcher.view.zeros and "weight_sums" not in held:
+            held["weight_sums"] = sums_of(held[f"weight_{self._launcher.view.weight.codes}"])
+        out = self._launcher.output(next(iter(given.values())))
+        with on(device):
+            self._launcher(held, out)
+        return out
+
+    def _bound(self, device: Any) -> dict[str, Any]:
+        """Bound operands on a device."""
+        if device not in self._on_device:
+            from kdsl.kernels.matmul.launch import sums_of
+
+            found = {n: self._uploaded(n, t, device) for n, t in self.fixed.items()}
+            codes = f"weight_{self._launcher.view.weight.codes}"
+            if self._launcher.view.zeros and codes in found:
+                found["weight_sums"] = sums_of(found[codes])
+            self._on_device[device] = found
+        return self._on_device[device]
+
+    def _uploaded(self, name: str, x: Any, device: Any) -> Any:
+        if not isinstance(x, np.ndarray):
+            return x.to(device)
+        return uploaded(x, self.spec.operands[name][1], device)
+
+    @cached_property
+    def _launcher(self) -> Any:
+        from kdsl.kernels.matmul import arguments, launch
+        from kdsl.kernels.matmul.config import Config
+
+        config = Config.from_json(dict(self.config))
+        module = codecache.load(arguments.source(self.spec, config))
+        return launch.Launcher(module, self.spec, config)
+
+    @property
+    def source(self) -> str:
+        """The complete kernel file; the portable template's for the reference."""
+        from kdsl.kernels.matmul import arguments
+        from kdsl.kernels.matmul.config import Config
+
+        return arguments.source(self.spec, Config.from_json(dict(self.config)))
+
+    def cost(self) -> Mapping[str, float]:
+        """Operations and bytes of a call, and for a named GPU the predicted and measured time in
+        microseconds."""
+        out = {"flop": self.spec.flop, "bytes": float(traffic(self.spec))}
+        if self.choice is not None and self.target is not None:
+            out["predicted_us"] = self.choice.predicted_us or self.predicted.us
+            if self.choice.measured_us is not None:
+                out["measured_us"] = self.choice.measured_us
+        return out
+
+    def explain(self) -> str:
+        """Backend, configuration and its source, and cost, line by line."""
+        from kdsl.runtime.explain import explain_matmul
+
+        return explain_matmul(self)
+
+    def show(self, head: int = 0, **options: Any) -> str:
+        """Where a weight's bits lie, as `kdsl.layouts.describe` draws it: of a small one, for every
+        bit of it is looked at."""
+        from kdsl.layouts import describe
+
+        del head, options
+        for shape in CORNERS:
+            try:
+                return describe(self.spec.weight, shape)
+            except SpecError:
+                continue
+        return describe(self.spec.weight, self.spec.weight_shape)
+
+
+def _as(found: Any, model: Any, dtype: str) -> Any:
+    """A result as the kind of array that came in; NumPy has no bfloat16, and gets float32."""
+    if model is None or isinstance(model, np.ndarray):
+        return like(found, np.empty(0, "float32" if dtype == "bfloat16" else dtype))
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(found)).to(model.device, getattr(torch, dtype))
+
+
+def _floating(t: Any) -> Any:
+    if isinstance(t, np.ndarray):
+        return t.dtype.kind == "f"
+    return t.is_floating_point() and "float8" not in str(t.dtype)
