@@ -92,7 +92,7 @@ def leaf(
         return "\n".join([*lines, *body, f"    return {result}", ""])
     named = 0
     if select:
-        found = []
+        found: list[str] = []
         for heads, expr in plain:
             body, result = _body(expr, params, indices, "    ", named)
             named += len(body)

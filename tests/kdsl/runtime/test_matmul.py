@@ -99,7 +99,7 @@ def test_checked_calls_look_for_nan() -> None:
 
 def test_what_it_says_of_itself() -> None:
     """Backend, configuration, epilogue, work, predicted time, the whole file, for an absent GPU."""
-    op = built(LARGE, gpu="h100")
+    op = built(LARGE, gpu="h100", backend="gluon")
     said = op.explain()
     for words in ("4608 x 3072 x 12288, int8-token by int8-channel to bfloat16", "not here",
                   "epilogue   scales, bias", "0.348 TFLOP", "template=hopper"):  # fmt: skip

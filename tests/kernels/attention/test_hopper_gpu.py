@@ -300,7 +300,7 @@ def test_bits_of_many_partial_blocks(head_dim: int) -> None:
 
 @pytest.mark.parametrize("mask", ["causal", "window"])
 def test_a_compiled_call_has_the_same_bits(mask: str) -> None:
-    """Whichever way a call comes to the launch: the first, a ready one, one inside torch.compile."""
+    """Whichever way it comes to the launch: a first one, a ready one, one inside torch.compile."""
     made = {"causal": masks.causal(), "window": masks.window(GRID, (3, 5, 5)) | masks.text(GRID)}
     spec = attention(queries=GRID, keys=GRID, mask=made[mask])
     op, tensors = operator(spec), inputs(spec, batch=2)
@@ -310,7 +310,7 @@ def test_a_compiled_call_has_the_same_bits(mask: str) -> None:
         name: [int((x != y).sum()) for x, y in zip(first, found, strict=True)]
         for name, found in {"ready": ready, "compiled": compiled, "again": op(*tensors)}.items()
     }
-    assert differ == dict.fromkeys(differ, [0, 0])
+    assert differ == {name: [0, 0] for name in differ}
 
 
 def test_tables_of_the_call() -> None:
