@@ -30,7 +30,7 @@ from kdsl.runtime.choice import Choice, choose, settle
 from kdsl.runtime.on_device import OnDevice, Source
 from kdsl.runtime.operator import Operator, Tables, array_tables, named, require_values
 from kdsl.runtime.program import Program, empty_results, nothing_to_do
-from kdsl.runtime.with_torch import seen_by_torch, torch_ops, warm
+from kdsl.runtime.with_torch import identity, seen_by_torch, torch_ops, warm
 from kdsl.specs import Attention
 from kdsl.targets import Target
 from kdsl.targets import get as target_named
@@ -87,6 +87,8 @@ class AttentionOperator(Operator):
             self.tunable, target, backend or "", config, mode, here=here, tables=self.fixed
         )
         self.backend = BACKENDS[self._config.template] if self.choice else "reference"
+        own = (self.backend, target and target.name, self.choice and dict(self.choice.params))
+        self.identity = identity(spec, self.fixed, *own, self.given_backward, mode)
         self.known: dict[Any, Config] = {}
         """Configurations of calls like those that went well, by kind of their tensors."""
         self.modules: dict[str, Any] = {}

@@ -95,6 +95,8 @@ def attention(operator: AttentionOperator, tensors: Sequence[Tensor], tables: An
     if torch.compiler.is_compiling():
         from kdsl.runtime import graph_inputs
 
+        if operator.identity == "":  # read, so that the graph is guarded by it
+            raise AssertionError("an operator without an identity")
         if operator.by_batch:
             batch = graph_inputs.known(batch)
         if here:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdsl.specs import Spec, canonical
 
 
 def torch_ops() -> Any:
@@ -29,3 +35,17 @@ def warm() -> Any:
     except ImportError:
         return lambda tensors: None
     return Warm()
+
+
+def identity(spec: Spec, fixed: Mapping[str, npt.NDArray[Any]], *others: Any) -> str:
+    """A text that is another one where operators compute other things.
+
+    Torch's compiler takes what an operator's methods return for constants, and the graph it made of
+    one operator for that of any other in the same line of a program, unless a guard tells the two
+    apart.  It guards texts.  Layers with equal masks have equal ones, and share a graph.
+    """
+    digest = hashlib.sha256(canonical({"spec": spec.to_json(), "others": others}).encode())
+    for name, values in sorted(fixed.items()):
+        digest.update(f"{name} {values.dtype} {values.shape}".encode())
+        digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()

@@ -74,9 +74,12 @@ def preferences(
             yield from (Config(64, 64, 8, n) for n in (2, 1))
         for m, n in ((64, 64), (64, 32), (32, 32)):
             yield from (Config(m, n, 4, stages) for stages in (3, 2, 1))
-    # Without tensor cores a tile's products live in plain registers.
+    # Without tensor cores a tile's products live in plain registers: wide heads spill least with
+    # many threads and one stage, as compiled for sm_90 (none at 128, 1.9 KiB at 256).
     rows, columns = (min(n, 32) for n in spec.block)
-    yield from (Config(rows, columns, warps, stages) for warps in (4, 8) for stages in (2, 1))
+    for warps in (8, 4) if spec.head_dim > 80 else (4, 8):
+        for stages in (1, 2) if spec.head_dim > 96 else (2, 1):
+            yield Config(rows, columns, warps, stages)
     if not first and target.capability == hopper.CAPABILITY:
         # Where Hopper's alone may be chosen, copies or not.
         yield from _masked(spec, partial_share)

@@ -115,6 +115,32 @@ def test_compiled(backend: str) -> None:
     assert counter.frame_count <= 2
 
 
+@BACKENDS
+def test_graphs_of_operators_are_told_apart(backend: str) -> None:
+    """Layers that are compiled one by one run the same code: each has its own mask's graph, and
+    layers with equal masks share one; bound tables count too."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    plan = attention(order=None, mask=masks.blocks("plan", block=(16, 16)))
+    held = [operator(backend, plan).bind({"plan": np.full((2, 2, 2), n)}) for n in (0, 1)]
+    made = (masks.causal(), masks.everything(), masks.causal())
+    held += [operator(backend, attention(order=None, mask=mask)) for mask in made]
+    tensors = [x.detach() for x in leaves(plan)]
+
+    class Layer(torch.nn.Module):
+        def __init__(self, op: Any) -> None:
+            super().__init__()
+            self.op = op
+
+        def forward(self, q: Any, k: Any, v: Any) -> Any:
+            return self.op(q, k, v)
+
+    for op in held:
+        found = torch.compile(Layer(op), fullgraph=True, backend=counter)(*tensors)
+        assert torch.equal(found, op(*tensors))
+    assert counter.frame_count == 4
+
+
 def test_compiled_with_a_mask_for_each_batch_item() -> None:
     """Where lists differ by batch item each batch size has its graph, and each its own lists."""
     table = Table("doc", (3, 23), "uint8", 0, 3)

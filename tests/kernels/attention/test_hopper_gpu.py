@@ -291,7 +291,7 @@ def test_bits_of_many_partial_blocks(head_dim: int) -> None:
             tensors = inputs(spec, batch=batch)
             expected(spec, *tensors, None, block_n=64).check(*op(*tensors))
         compiled = torch.compile(lambda q, k, v, op=op: op(q, k, v), fullgraph=True)
-        expected(spec, *tensors, None, block_n=64).check(*compiled(*tensors))
+        assert all(map(torch.equal, compiled(*tensors), op(*tensors)))
         leaves = [x.requires_grad_() for x in tensors]
         dout = torch.randn_like(tensors[0])
         found = torch.autograd.grad(op(*leaves)[0], leaves, dout)
