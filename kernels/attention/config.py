@@ -43,9 +43,8 @@ HOPPER: dict[str, tuple[Any, ...]] = {
 SPACES = {"portable": PORTABLE, "hopper": HOPPER}
 OFFERED = ("portable", "hopper")
 """What a forward kernel is chosen from unless somebody asks for one: `build(backend=...)`."""
-OFFERED_BACKWARD = ("portable",)
-"""What backward kernels are chosen from then.  Behind a forward that was asked to be Hopper's they
-are Hopper's where they can be."""
+OFFERED_BACKWARD = ("portable", "hopper")
+"""What backward kernels are chosen from then."""
 BACKENDS = {"portable": "triton", "hopper": "gluon"}
 """What `build(backend=...)` calls each template."""
 

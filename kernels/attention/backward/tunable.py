@@ -44,12 +44,13 @@ class BackwardTunable(AttentionTunable):
     for the three at once, of the Hopper template alone.
 
     Configurations are those of the forward: ``block_m`` queries and ``block_n`` keys a tile.  Where
-    the forward was asked to take the Hopper template these may, and the portable one for the rest.
+    the forward was asked to take one template these take it too, and others for what it has not.
     """
 
     def __init__(self, forward: AttentionTunable, part: Part) -> None:
-        asked = () if forward.templates == OFFERED else forward.templates
-        templates = tuple(dict.fromkeys((*asked, *OFFERED_BACKWARD)))
+        templates: tuple[str, ...] = OFFERED_BACKWARD
+        if forward.templates != OFFERED:
+            templates = tuple(dict.fromkeys((*forward.templates, "portable")))
         if part == "all":
             templates = tuple(t for t in templates if t == "hopper")
         super().__init__(forward.spec, forward.tables, forward.batch, templates)

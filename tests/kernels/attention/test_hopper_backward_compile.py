@@ -72,12 +72,16 @@ def test_what_is_illegal(
 
 
 def test_the_backend_picks_the_kernels() -> None:
-    """Who asks for Gluon gets the kernel of all gradients beside the two that repeat their bits;
-    where the template cannot, the portable one; and without asking nobody gets it."""
-    by = {b: build(spec_of(), gpu="h200", backend=b).backward_choices for b in ("gluon", "triton")}  # type: ignore[attr-defined]
-    assert {p: c.params["template"] for p, c in by["gluon"].items()} == dict.fromkeys(
-        KERNELS, "hopper"
-    )
+    """On Hopper the kernel of all gradients stands beside the two that repeat their bits, where the
+    template cannot, the portable one; who asks for Triton gets no other."""
+    by = {
+        b: build(spec_of(), gpu="h200", backend=b).backward_choices  # type: ignore[attr-defined]
+        for b in (None, "gluon", "triton")
+    }
+    for asked in (None, "gluon"):
+        assert {p: c.params["template"] for p, c in by[asked].items()} == dict.fromkeys(
+            KERNELS, "hopper"
+        )
     assert {p: c.params["template"] for p, c in by["triton"].items()} == dict.fromkeys(
         PARTS, "portable"
     )
@@ -87,8 +91,11 @@ def test_the_backend_picks_the_kernels() -> None:
         "queries": "hopper",
     }
     with pytest.raises(ConfigError, match='for backend="gluon" alone'):
-        build(spec_of(), gpu="h100", backward={"keys": KEYS.to_json()}).backward_choices  # type: ignore[attr-defined]  # noqa: B018
-    assert kernels(AttentionTunable(spec_of()), H100) == PARTS
+        build(  # noqa: B018
+            spec_of(), gpu="h100", backend="triton", backward={"keys": KEYS.to_json()}
+        ).backward_choices  # type: ignore[attr-defined]
+    assert kernels(AttentionTunable(spec_of()), H100) == KERNELS
+    assert kernels(AttentionTunable(spec_of(), templates=("portable",)), H100) == PARTS
 
 
 ALWAYS = {("all", 64), ("all", 128), ("all", 80), ("keys", 128), ("queries", 64), ("queries", 128)}
