@@ -121,7 +121,8 @@ def lookup(
         raise ConfigNotFound(
             f"no measured configuration for this {key.workload.op} on {key.device.name}",
             where="\n      ".join([*lines[1:], *miss]),
-            hint=f'python -m autotune --gpu {key.device.name}, or mode="nearest"',
+            hint=f"python -m autotune --gpu {key.device.name} --spec my.json, where my.json holds "
+            'json.dumps(spec.to_json()); or mode="nearest"',
         )
     return _rule(default, legal, lines + miss)
 

@@ -295,7 +295,8 @@ def test_strict_raises_with_the_difference() -> None:
         f"      nearest row {_short(row)}, measured on h100, differs in",
         "        field   wanted  row",
         "      ~ triton  3.9.0   3.6.0",
-        '  try python -m autotune --gpu h100, or mode="nearest"',
+        "  try python -m autotune --gpu h100 --spec my.json, where my.json holds "
+        'json.dumps(spec.to_json()); or mode="nearest"',
     ]
     assert _ask(_row(KEY, 64), mode="strict").rung == "exact"
 
