@@ -371,14 +371,8 @@ class AttentionOperator(Operator):
         target = self.target or target_named("a100")
         params = self.config or self.tunable.default(target)
         work = self.tunable.work(params, target)
-        out = {"flop": work.useful_flop, "bytes": work.bytes, **self.tunable.statistics()}
-        if self.choice is not None and self.target is not None:
-            # A row of the database knows the compiler's registers and spills as well.
-            known = self.choice.predicted_us
-            out["predicted_us"] = known or self.predicted.us
-            if self.choice.measured_us is not None:
-                out["measured_us"] = self.choice.measured_us
-        return out
+        counts = {"flop": work.useful_flop, "bytes": work.bytes}
+        return {**counts, **self.tunable.statistics(), **self.times}
 
     def explain(self) -> str:
         """Backend, configuration and its source, mask, cost, line by line."""

@@ -175,12 +175,7 @@ class MatmulOperator(Operator):
     def cost(self) -> Mapping[str, float]:
         """Operations and bytes of a call, and for a named GPU the predicted and measured time in
         microseconds."""
-        out = {"flop": self.spec.flop, "bytes": float(traffic(self.spec))}
-        if self.choice is not None and self.target is not None:
-            out["predicted_us"] = self.choice.predicted_us or self.predicted.us
-            if self.choice.measured_us is not None:
-                out["measured_us"] = self.choice.measured_us
-        return out
+        return {"flop": self.spec.flop, "bytes": float(traffic(self.spec)), **self.times}
 
     def explain(self) -> str:
         """Backend, configuration and its source, and cost, line by line."""

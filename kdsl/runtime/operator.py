@@ -62,6 +62,17 @@ class Operator(ABC):
         params = self.config or self.tunable.default(target)
         return CostModel.of(self.tunable, target)(params)
 
+    @property
+    def times(self) -> dict[str, float]:
+        """Predicted and measured time in microseconds, where they are known."""
+        if self.choice is None or self.target is None:
+            return {}
+        # A row of the database knows the compiler's registers and spills as well.
+        out = {"predicted_us": self.choice.predicted_us or self.predicted.us}
+        if self.choice.measured_us is not None:
+            out["measured_us"] = self.choice.measured_us
+        return out
+
     @abstractmethod
     def explain(self) -> str:
         """Backend, configuration and where it came from, density, cost: as text."""

@@ -105,10 +105,7 @@ class PermuteOperator(Operator):
         out = {"flop": 0.0, "bytes": float(traffic(self.spec).total)}
         if self.choice is not None and self.target is not None:
             out["bytes"] = self.tunable.work(self.choice.params, self.target).bytes
-            out["predicted_us"] = self.choice.predicted_us or self.predicted.us
-            if self.choice.measured_us is not None:
-                out["measured_us"] = self.choice.measured_us
-        return out
+        return {**out, **self.times}
 
     def explain(self) -> str:
         """Backend, configuration and its source, and cost, line by line."""

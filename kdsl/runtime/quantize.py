@@ -160,10 +160,7 @@ class QuantizeOperator(Operator):
         if self.choice is not None and self.target is not None:
             work = self.tunable.work(self.choice.params, self.target)
             out["flop"] = work.useful_flop
-            out["predicted_us"] = self.choice.predicted_us or self.predicted.us
-            if self.choice.measured_us is not None:
-                out["measured_us"] = self.choice.measured_us
-        return out
+        return {**out, **self.times}
 
     def explain(self) -> str:
         """Backend, configuration and its source, and cost, line by line."""

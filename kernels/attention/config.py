@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from kdsl.errors import ConfigError
 from kdsl.expr import Table
+from kdsl.settings import checked
 from kdsl.specs import Attention
 
 PORTABLE: dict[str, tuple[Any, ...]] = {
@@ -95,19 +96,10 @@ class Config:
     @staticmethod
     def from_json(value: dict[str, Any]) -> Config:
         """A configuration from its fields; ConfigError names what is unknown."""
-        unknown = sorted(set(value) - set(PORTABLE))
-        if unknown:
-            raise ConfigError(f"unknown setting {unknown[0]!r}", hint=", ".join(PORTABLE))
         template = value.get("template", "portable")
         if template not in SPACES:
             raise ConfigError(f"template={template!r}", hint=" or ".join(map(repr, SPACES)))
-        space = SPACES[template]
-        for name, choice in value.items():
-            if choice not in space[name]:
-                raise ConfigError(
-                    f"{name}={choice!r} in the {template} template", hint=f"one of {space[name]}"
-                )
-        return Config(**value)
+        return Config(**checked(value, SPACES[template], f" in the {template} template"))
 
 
 def table_dtype(table: Table) -> str:

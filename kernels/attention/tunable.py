@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 OTHER_REGISTERS = 56
 """Registers of a thread beside its accumulators, about: what cost models assume uncompiled."""
-BITS_COST = 0.13
+BITS_COST = 0.23
 """Instructions that a pair of a partial block takes by bits over those by a leaf: 128 a thread and
-step against about 970 of a video window's, counted in SASS for sm_90."""
+step against 550 of a video window's, counted in SASS for sm_90."""
 FEW_PARTIAL = 0.01
 """Share of partial blocks below which bits and leaf are the same choice."""
 

@@ -48,3 +48,11 @@ def place(kind: str) -> Place:
 def stream_of(device: Any) -> int:
     """The current stream of a device; 0 where it has none."""
     return place(device.type).stream(device.index)
+
+
+def multiprocessors(device: Any) -> int:
+    """How many a device has."""
+    import torch
+
+    # torch keeps the properties of devices that it was asked about.
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -40,8 +40,6 @@ class Rows:
     partial: Tensor
     index: Tensor
     overflow: Tensor
-    sums: Tensor
-    """Entries listed by a few neighbouring lines together, ``[batch or 1, heads or 1, parts]``."""
     capacity: int
     entries: int
     """Blocks along the other side: columns for rows, rows for columns."""
@@ -108,22 +106,20 @@ def from_map(
     )
     overflow = torch.empty(shape, dtype=torch.uint8, device=device)
     index = torch.empty(max(places, 1), dtype=torch.int32, device=device)
-    chunk = min(_power(entries), 1024 if not turned else 128)
-    # Lines side by side are neighbours in memory when columns are listed.
-    several = min(_power(lines), max(1, ENTRIES // chunk), 32 if turned else 4)
-    parts = -(-lines // several)
-    sums = torch.empty((batch, heads, parts), dtype=torch.int32, device=device)
-    out = Rows(start, n_full, n_partial, index, overflow, sums, held, entries)
+    out = Rows(start, n_full, n_partial, index, overflow, held, entries)
     if not count:
         return out
     if not entries:
-        for x in (start, n_full, n_partial, overflow, index, sums):
+        for x in (start, n_full, n_partial, overflow, index):
             x.zero_()
         return out
+    chunk = min(_power(entries), 1024 if not turned else 128)
+    # Lines side by side are neighbours in memory when columns are listed.
+    several = min(_power(lines), max(1, ENTRIES // chunk), 32 if turned else 4)
     strides = [n for x in (maps if len(maps) > 1 else maps * 2) for n in x.stride()]
-    list_lines[(batch * heads * parts,)](
+    list_lines[(batch * heads * -(-lines // several),)](
         maps[0], maps[1] if len(maps) > 1 else None, start, n_full, n_partial, overflow, index,
-        sums, *strides, heads, lines, entries, held, count * held,
+        *strides, heads, lines, entries, held, count * held,
         FORM=form, TURNED=turned, RAGGED=ragged, LINES=several, CHUNK=chunk, num_warps=4,
     )  # fmt: skip
     return out
@@ -157,13 +153,13 @@ def order(rows: Rows, heads: int, summed: int = 1) -> Tensor:
     tiles = torch.empty(groups * lines, dtype=torch.int32, device=rows.start.device)
     if not groups * lines:
         return tiles
-    parts = rows.sums.shape[2]
+    wide = max(1, PAIRS // _power(groups))
     chunk = min(_power(lines), 256)
     own = min(_power(lines), max(1, PAIRS // chunk))
     order_tiles[(groups, -(-lines // own))](
-        rows.full, rows.partial, rows.sums, tiles, *rows.strides, *strides(rows.sums),
-        batch, groups, lines, parts, SUMMED=summed, GROUPS=_power(groups), LINES=own, CHUNK=chunk,
-        WIDE=min(_power(parts), max(1, PAIRS // _power(groups))), num_warps=8,
+        rows.full, rows.partial, tiles, *rows.strides, batch, groups, lines,
+        SUMMED=summed, GROUPS=_power(groups), LINES=own, CHUNK=chunk,
+        WIDE=min(_power(lines), wide), num_warps=8,
     )  # fmt: skip
     return tiles
 

@@ -43,7 +43,7 @@ def kinds(
 
 @triton.jit
 def list_lines(
-    full_map, partial_map, start, full, partial, overflow, index, sums,
+    full_map, partial_map, start, full, partial, overflow, index,
     f_b, f_h, f_row, f_column, p_b, p_h, p_row, p_column,
     heads, lines, entries, capacity, shared,
     FORM: tl.constexpr, TURNED: tl.constexpr, RAGGED: tl.constexpr,
@@ -53,7 +53,7 @@ def list_lines(
 
     With `RAGGED` a full last entry counts as partial: it is the last full one, so that only the
     border moves.  A line with more than `capacity` entries points at `shared`, where every entry
-    stands in part, and its `overflow` is 1.  `sums` gets what a program's lines list together.
+    stands in part, and its `overflow` is 1.
     """
     tiles = tl.cdiv(lines, LINES)
     item = tl.program_id(0) // tiles
@@ -86,8 +86,6 @@ def list_lines(
     tl.store(full + own, tl.where(fits, n_full - n_ragged, 0), mask=there)
     tl.store(partial + own, tl.where(fits, n_partial + n_ragged, entries), mask=there)
     tl.store(overflow + own, tl.where(fits, 0, 1).to(tl.uint8), mask=there)
-    listed_here = tl.where(there, tl.where(fits, n_full + n_partial, entries), 0)
-    tl.store(sums + tl.program_id(0), tl.sum(listed_here, 0))
 
     at_full = begin
     at_partial = begin + n_full
@@ -114,47 +112,29 @@ def list_lines(
 
 
 @triton.jit
-def added(x, head, at, x_b, x_h, inside, batches, SUMMED: tl.constexpr):
-    """Counts at some places, summed over the batch and over neighbouring heads of one tile."""
-    found = tl.zeros_like(head + at)
+def listed(full, partial, head, line, l_b, l_h, inside, batches, SUMMED: tl.constexpr):
+    """Entries of lines, summed over the batch and over neighbouring heads that make one tile."""
+    found = tl.zeros_like(head + line)
     for batch in range(batches):
         for i in tl.static_range(SUMMED):
-            place = batch * x_b + (head * SUMMED + i) * x_h + at
-            found += tl.load(x + place, mask=inside, other=0)
+            at = batch * l_b + (head * SUMMED + i) * l_h + line
+            found += tl.load(full + at, mask=inside, other=0)
+            found += tl.load(partial + at, mask=inside, other=0)
     return found
 
 
 @triton.jit
-def listed(full, partial, head, line, l_b, l_h, inside, batches, SUMMED: tl.constexpr):
-    """Entries of lines."""
-    whole = added(full, head, line, l_b, l_h, inside, batches, SUMMED)
-    return whole + added(partial, head, line, l_b, l_h, inside, batches, SUMMED)
-
-
-@triton.jit
 def order_tiles(
-    full, partial, sums, tiles, l_b, l_h, s_b, s_h, batches, groups, lines, parts,
+    full, partial, tiles, l_b, l_h, batches, groups, lines,
     SUMMED: tl.constexpr, GROUPS: tl.constexpr, LINES: tl.constexpr, CHUNK: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
     """Places of `LINES` lines of one head in the order of tiles, found by counting who is before.
 
-    Heads with most entries come first, in each its longest lines; ties go by number.  A head's
-    entries are in ``parts`` sums.
+    Heads with most entries come first, in each its longest lines; ties go by number.
     """
     group = tl.program_id(0)
     line = tl.program_id(1) * LINES + tl.arange(0, LINES)
-    every = tl.arange(0, GROUPS)
-    wide = tl.zeros([GROUPS, WIDE], tl.int32)
-    for first in tl.range(0, parts, WIDE):
-        part = first + tl.arange(0, WIDE)
-        there = (every[:, None] < groups) & (part[None, :] < parts)
-        wide += added(sums, every[:, None], part[None, :], s_b, s_h, there, batches, SUMMED)
-    total = tl.sum(wide, 1)
-    mine = tl.sum(tl.where(every == group, total, 0), 0)
-    first_heads = (total > mine) | ((total == mine) & (every < group))
-    rank = tl.sum((first_heads & (every < groups)).to(tl.int32), 0)
-
     own = listed(full, partial, group + line * 0, line, l_b, l_h, line < lines, batches, SUMMED)
     before = tl.zeros([LINES], tl.int32)
     for first in tl.range(0, lines, CHUNK):
@@ -164,6 +144,19 @@ def order_tiles(
         longer = count[None, :] > own[:, None]
         tied = (count[None, :] == own[:, None]) & (other[None, :] < line[:, None])
         before += tl.sum(((longer | tied) & there[None, :]).to(tl.int32), 1)
+
+    every = tl.arange(0, GROUPS)
+    wide = tl.zeros([GROUPS, WIDE], tl.int32)
+    for first in tl.range(0, lines, WIDE):
+        other = first + tl.arange(0, WIDE)
+        there = (every[:, None] < groups) & (other[None, :] < lines)
+        wide += listed(
+            full, partial, every[:, None], other[None, :], l_b, l_h, there, batches, SUMMED
+        )
+    total = tl.sum(wide, 1)
+    mine = tl.sum(tl.where(every == group, total, 0), 0)
+    first_heads = (total > mine) | ((total == mine) & (every < group))
+    rank = tl.sum((first_heads & (every < groups)).to(tl.int32), 0)
     tl.store(tiles + rank * lines + before, group * lines + line, mask=line < lines)
 
 

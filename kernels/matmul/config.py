@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from kdsl.errors import ConfigError
+from kdsl.settings import checked
 
 SPACE: dict[str, tuple[Any, ...]] = {
     "template": ("portable", "hopper"),
@@ -45,10 +45,4 @@ class Config:
     @staticmethod
     def from_json(value: dict[str, Any]) -> Config:
         """A configuration from its fields; ConfigError names what is unknown."""
-        unknown = sorted(set(value) - set(SPACE))
-        if unknown:
-            raise ConfigError(f"unknown setting {unknown[0]!r}", hint=", ".join(SPACE))
-        for name, choice in value.items():
-            if choice not in SPACE[name]:
-                raise ConfigError(f"{name}={choice!r}", hint=f"one of {SPACE[name]}")
-        return Config(**value)
+        return Config(**checked(value, SPACE))

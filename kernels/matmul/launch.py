@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kdsl.kernels.attention.hopper.launch import multiprocessors
+from kdsl.kernels.launching.place import multiprocessors
 from kdsl.kernels.launching.prepared import Prepared, kind_of, launch
 from kdsl.kernels.matmul import arguments, portable
 from kdsl.kernels.matmul.config import Config

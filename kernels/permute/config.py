@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from kdsl.errors import ConfigError, InputError, UnsupportedError
+from kdsl.errors import InputError, UnsupportedError
+from kdsl.settings import checked
 from kdsl.specs import Permute
 
 SPACE: dict[str, tuple[int, ...]] = {
@@ -54,13 +55,7 @@ class Config:
     @staticmethod
     def from_json(value: dict[str, Any]) -> Config:
         """A configuration from its fields; ConfigError names what is unknown."""
-        unknown = sorted(set(value) - set(SPACE))
-        if unknown:
-            raise ConfigError(f"unknown setting {unknown[0]!r}", hint=", ".join(SPACE))
-        for name, choice in value.items():
-            if choice not in SPACE[name]:
-                raise ConfigError(f"{name}={choice!r}", hint=f"one of {SPACE[name]}")
-        return Config(**value)
+        return Config(**checked(value, SPACE))
 
 
 @dataclass(frozen=True)

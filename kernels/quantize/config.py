@@ -8,6 +8,7 @@ from typing import Any
 from kdsl.errors import ConfigError
 from kdsl.kernels.quantize.facts import ITEM_BYTES, View, stages_of, view
 from kdsl.kernels.quantize.shared import shared_bytes, unit_of
+from kdsl.settings import checked
 from kdsl.specs import Quantize
 from kdsl.targets import Target
 
@@ -67,13 +68,7 @@ class Config:
     @staticmethod
     def from_json(value: dict[str, Any]) -> Config:
         """A configuration from its fields; ConfigError names what is unknown."""
-        unknown = sorted(set(value) - set(SPACE))
-        if unknown:
-            raise ConfigError(f"unknown setting {unknown[0]!r}", hint=", ".join(SPACE))
-        for name, choice in value.items():
-            if choice not in SPACE[name]:
-                raise ConfigError(f"{name}={choice!r}", hint=f"one of {SPACE[name]}")
-        return Config(**value)
+        return Config(**checked(value, SPACE))
 
 
 def problem(spec: Quantize, config: Config, target: Target) -> str | None:

@@ -14,7 +14,7 @@ from kdsl.kernels.attention.hopper.config import (
     stores_by_descriptor,
 )
 from kdsl.kernels.attention.kept import keep
-from kdsl.kernels.launching.place import stream_of
+from kdsl.kernels.launching.place import multiprocessors, stream_of
 from kdsl.kernels.launching.prepared import kind_of
 from kdsl.specs import Attention
 
@@ -186,11 +186,3 @@ def arguments_of(
         "scale_log2": spec.softmax_scale * LOG2E,
         **constants(spec, config, described),
     }
-
-
-def multiprocessors(device: Any) -> int:
-    """How many a device has."""
-    import torch
-
-    # torch keeps the properties of devices that it was asked about.
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -32,7 +32,7 @@ def test_list_lines(number: int) -> None:
     """A form of a map and a direction for each chip, all of them together, in registers alone."""
     target, turned = CHIPS[number], number % 2 == 1
     form = ("bytes", "bits", "codes")[number // 2]
-    pointers = ("start", "full", "partial", "index", "sums")
+    pointers = ("start", "full", "partial", "index")
     integers = ("f_b", "f_h", "f_row", "p_b", "p_h", "p_row", "heads", "lines", "entries",
                 "capacity", "shared")  # fmt: skip
     signature = {"full_map": "*u8", "overflow": "*u8", **dict.fromkeys(pointers, "*i32")}
@@ -57,12 +57,11 @@ def turns(target: Target, *choices: T) -> tuple[T, ...]:
 @pytest.mark.parametrize("target", CHIPS, ids=lambda t: f"sm_{t.cc}")
 def test_order_and_marks(target: Target) -> None:
     """The order of tiles, for few long and for many heads, and codes of lists."""
-    signature = dict.fromkeys(("full", "partial", "sums", "tiles"), "*i32")
-    integers = ("l_b", "l_h", "s_b", "s_h", "batches", "groups", "lines", "parts")
-    signature |= dict.fromkeys(integers, INT)
-    for groups, parts in turns(target, (16, 64), (64, 256)):
+    signature = dict.fromkeys(("full", "partial", "tiles"), "*i32")
+    signature |= dict.fromkeys(("l_b", "l_h", "batches", "groups", "lines"), INT)
+    for groups, lines in turns(target, (16, 256), (64, 1024)):
         sizes = {"SUMMED": 1, "GROUPS": groups, "LINES": 16, "CHUNK": 256}
-        sizes["WIDE"] = min(parts, 4096 // groups)
+        sizes["WIDE"] = min(lines, 4096 // groups)
         made = compile_triton(
             template.order_tiles, target, signature, sizes, options={"num_warps": 8}
         )

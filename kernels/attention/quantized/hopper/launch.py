@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from kdsl.kernels.attention.config import Config
 from kdsl.kernels.attention.hopper.config import layout_of as output_layout
 from kdsl.kernels.attention.hopper.config import stores_by_descriptor
-from kdsl.kernels.attention.hopper.launch import LOG2E, describable_tensors, multiprocessors
+from kdsl.kernels.attention.hopper.launch import LOG2E, describable_tensors
 from kdsl.kernels.attention.quantized.hopper.config import code_layout, constants
+from kdsl.kernels.launching.place import multiprocessors
 from kdsl.specs import Attention
 
 if TYPE_CHECKING:
