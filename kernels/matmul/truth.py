@@ -26,7 +26,7 @@ COARSE = 2.0**-13
 STEP = 32
 STEEPEST = 1.13
 """Of GELU and SiLU."""
-UNIT = {"bfloat16": 2.0**-9, "float16": 2.0**-11, "float32": EPS}
+UNIT = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": EPS}
 LEAST = {"bfloat16": 2.0**-126, "float16": 2.0**-25, "float32": 2.0**-126}
 """Absolute, where numbers are below the least normal one."""
 
