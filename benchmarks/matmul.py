@@ -167,14 +167,17 @@ def as_stored(codes: Any) -> Any:
 
 
 def epilogue(case: MatmulCase, y: Any, given: Inputs, rows: slice = slice(None)) -> Any:
-    """Bias, activation and residual in the type of ``y``, rounded to bf16 if that is float32."""
+    """Bias, and GELU or residual in the type of ``y``, rounded to bf16 if that is float32.
+
+    Compiled with the peers: of the case it reads plain fields, as Dynamo cannot follow a spec.
+    """
     import torch
 
     y = y + given.bias
-    if case.spec.activation == "gelu_tanh":
-        y = torch.nn.functional.gelu(y, approximate="tanh")
-    if case.spec.residual:
+    if case.residual:
         y = y + given.residual[rows]
+    else:
+        y = torch.nn.functional.gelu(y, approximate="tanh")
     return y.bfloat16() if y.dtype == torch.float32 else y
 
 
