@@ -104,7 +104,8 @@ def stored(
     ]
     names = ("q", "k", "v", "q_stored", "k_stored", "v_stored")
     moving = dict(zip(names, (*tensors, *copies), strict=True))
-    key = held.key(("copy", kind or (module, kind_of(tensors))), tables)
+    # With bits of partial blocks there are more tables, for the same tensors.
+    key = held.key(("copy", kind or (module, len(tables), kind_of(tensors))), tables)
     ready = None if key is None else held.prepared.get(key)
     if ready is not None:
         ready(moving, held, tables, stream)

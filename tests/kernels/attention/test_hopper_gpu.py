@@ -15,6 +15,7 @@ from kdsl import masks, orders
 from kdsl.expr import Table
 from kdsl.grid import Grid
 from kdsl.kernels.attention.config import Config
+from kdsl.kernels.attention.runner import AttentionRunner
 from kdsl.kernels.attention.tunable import AttentionTunable
 from kdsl.runtime import build, codecache
 from kdsl.specs import HEAD_DIMS, Attention
@@ -275,6 +276,22 @@ def test_order_of_the_model(strides: str) -> None:
             if strides == "odd":
                 tensors = tuple(torch.nn.functional.pad(x, (0, 8))[..., :head_dim] for x in tensors)
             expected(spec, *tensors, None, block_n=64).check(*op(*tensors))
+
+
+def test_a_runner_takes_bits_and_leaf_in_turns() -> None:
+    """What copies tensors into an order is prepared anew for other tables."""
+    spec = attention(
+        queries=GRID, keys=GRID, head_dim=64, mask=masks.window(GRID, (3, 5, 5)) | masks.text(GRID),
+        order=orders.axes(GRID, "WHF"),
+    )  # fmt: skip
+    runner = AttentionRunner(AttentionTunable(spec), "cuda", codecache.load)
+    runner.prepare("random", 0)
+    by = {kind: configs(spec, (kind,))[0] for kind in ("bits", "leaf")}
+    for _ in range(3):
+        for kind, config in by.items():
+            runner.poison()
+            runner.run(config.to_json())
+            assert runner.check().right, kind
 
 
 @pytest.mark.parametrize("head_dim", [64, 80, 128])
