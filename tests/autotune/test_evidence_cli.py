@@ -13,6 +13,7 @@ from kdsl.autotune.cli import main
 from kdsl.autotune.cli.arguments import tune_parser
 from kdsl.autotune.cli.plan import understood
 from kdsl.autotune.measuring.fake import FakeCard
+from kdsl.autotune.recordings import files
 from kdsl.autotune.search import Space, make_recorder
 from kdsl.autotune.search.space import point
 from kdsl.autotune.store import Store
@@ -45,7 +46,8 @@ Call = Callable[..., tuple[int, str, str]]
 def call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Call:
-    """Calls ``main`` with a made-up H100: code, output, errors."""
+    """Calls ``main`` with a made-up H100, as if no rows were shipped: code, output, errors."""
+    monkeypatch.setattr(files, "shipped_files", list)
     monkeypatch.setenv("KDSL_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
 
