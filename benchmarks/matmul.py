@@ -11,14 +11,16 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 import kdsl
 from benchmarks import rows, timing
+from benchmarks.attention import VARIANTS
 from benchmarks.cases import MATMUL, MatmulCase
-from kdsl.errors import UnsupportedError
+from kdsl.errors import ConfigError, UnsupportedError
 from kdsl.kernels.matmul.facts import Packed, view
 from kdsl.kernels.matmul.truth import unpacked
 
@@ -49,11 +51,11 @@ class Inputs:
 def suite(peers: Sequence[str], cases: Sequence[str], commit: str) -> Iterator[dict[str, Any]]:
     """Rows of every case, once checked.
 
-    The peers of this suite always run beside it; ``peers`` is there because every suite takes it.
+    The peers of this suite always run beside it; ``peers`` may name `VARIANTS` of ours, too.
     """
     import torch
 
-    del peers
+    variants = {p: VARIANTS[p] for p in peers if p in VARIANTS}
     if not torch.cuda.is_available():
         raise UnsupportedError("benchmarks need a CUDA GPU", hint="python -m benchmarks table")
     run, versions = uuid.uuid4().hex[:12], rows.versions()
@@ -61,7 +63,7 @@ def suite(peers: Sequence[str], cases: Sequence[str], commit: str) -> Iterator[d
     for case in (MATMUL[name] for name in cases or MATMUL):
         given = made_inputs(case, "cuda")
         calls, errors = {}, {}
-        for name, call in implementations(case, given).items():
+        for name, call in implementations(case, given, variants).items():
             error = relative_error(case, given, name, call())
             if not error <= most_error(case, name):
                 print(f"{case.id:22} {name:17} WRONG: error {error:.5f}", file=sys.stderr)
@@ -130,14 +132,15 @@ def coded(x: Any, code: str) -> tuple[Any, Any]:
     return codes, scale
 
 
-def implementations(case: MatmulCase, given: Inputs) -> dict[str, Callable[[], Any]]:
-    """Calls without arguments: ours and the peers, by name."""
+def implementations(
+    case: MatmulCase, given: Inputs, variants: Mapping[str, str]
+) -> dict[str, Callable[[], Any]]:
+    """Calls without arguments: ours, variants of it that take the case, and the peers, by name."""
     import torch
 
     torch._dynamo.reset()
     x, sx, w, sw = given.coded[case.code]
     buffers = given.few or {"weight_codes": as_stored(w), "weight_scales": sw}
-    op = kdsl.build(case.spec).bind({**buffers, "bias": given.bias})
     rest = (as_stored(x), sx, *([given.residual] if case.spec.residual else []))
     x8, s8, w8, t8 = given.coded["fp8"]
     xi, si, wi, ti = given.coded["int8"]
@@ -156,7 +159,17 @@ def implementations(case: MatmulCase, given: Inputs) -> dict[str, Callable[[], A
     compiled = {
         name: torch.compile(call, dynamic=False, fullgraph=True) for name, call in peers.items()
     }
-    return {"kdsl": lambda: op(*rest), **compiled}
+    own: dict[str, Callable[[], Any]] = {}
+    for name, backend in {"kdsl": None, **variants}.items():
+        try:
+            op = kdsl.build(case.spec, backend=backend).bind({**buffers, "bias": given.bias})
+        except (ConfigError, UnsupportedError) as error:
+            if backend is None:
+                raise
+            print(f"{case.id:22} {name:17} left out: {error}", file=sys.stderr)
+        else:
+            own[name] = partial(op, *rest)
+    return {**own, **compiled}
 
 
 def as_stored(codes: Any) -> Any:
@@ -198,7 +211,7 @@ def relative_error(case: MatmulCase, given: Inputs, name: str, found: Any) -> fl
         x, sx, w, sw = given.coded[code]
         weight = w.double() * sw.double()
         held = view(case.spec).weight
-        if name == "kdsl" and isinstance(held, Packed):
+        if name.startswith("kdsl") and isinstance(held, Packed):
             weight = unpacked(held, given.few)
         y = (x[sample].double() * sx[sample].double()) @ weight.T
     wanted = epilogue(case, y, given, sample)

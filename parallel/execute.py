@@ -17,9 +17,9 @@ from kdsl.errors import InputError
 from kdsl.parallel.channel import Channel
 from kdsl.parallel.exchange import Exchange, Exchanges
 from kdsl.parallel.local import Kernel, Local
-from kdsl.parallel.merge import merge
 from kdsl.parallel.pieces import Calls, Masks, calls_of
 from kdsl.parallel.work import BlockWork, Longs
+from kdsl.runtime.merge import merge
 
 
 class Picked:
@@ -198,6 +198,10 @@ class Execution:
         mesh, rank, steps = self.plan.mesh, self.channel.rank, len(calls.sources)
         queries = [_tensor(parts[i].of(arrived), n) for i, (n, _) in enumerate(calls.shapes)]
         totals: list[Any] = [None] * len(queries)
+        last = [
+            max((s for s in range(steps) if self.kernels[s][i]), default=0)
+            for i in range(len(queries))
+        ]
         # A copy of its own, since it is sent while nothing else may change.
         chunk = parts[-1].of(arrived).contiguous()
         below, above = (mesh.source(rank, s) for s in (1, steps - 1))
@@ -216,7 +220,9 @@ class Execution:
                     # One part needs no merging; where it stays alone it is the result as it is.
                     totals[i] = (out, lse)
                 else:
-                    totals[i] = merge(totals[i][0].to(kind), totals[i][1], out, lse)
+                    total, log_total = totals[i]
+                    dtype = q.dtype if s == last[i] else kind
+                    totals[i] = merge(total, log_total, out, lse, dtype)
             if works:
                 self.channel.wait(works, coming, self.state)
             if s + 1 < steps:

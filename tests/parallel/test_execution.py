@@ -182,7 +182,7 @@ def direction(rank: int) -> None:
         wrong.append(off(gathered, work, channel))
     wrong.append(off(plan, work, channel, swapped))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(execute, "merge", lambda total, lse, out, more: (total + out, lse))
+        patch.setattr(execute, "merge", lambda total, lse, out, *more: (total + out, lse))
         wrong.append(off(plan, work, channel))
     worst = torch.tensor(wrong)
     dist.all_reduce(worst, dist.ReduceOp.MAX)

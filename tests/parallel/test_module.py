@@ -16,10 +16,10 @@ import torch
 import kdsl
 from kdsl import Grid, masks, orders
 from kdsl.errors import UnsupportedError
-from kdsl.parallel.merge import merge
 from kdsl.parallel.mesh import Mesh
 from kdsl.parallel.module import SparseSequenceParallel
 from kdsl.parallel.work import BlockWork
+from kdsl.runtime.merge import merge
 from tests.parallel.ranks import together
 from tests.parallel.test_plans import FAMILIES
 

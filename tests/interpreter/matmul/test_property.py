@@ -56,10 +56,12 @@ def without_unit(monkeypatch: pytest.MonkeyPatch, unit: str) -> None:
         monkeypatch.setattr(launch, "capability_of", lambda device: (8, 0))
 
 
-@settings(max_examples=examples(40))
-@given(spec=matmuls(DTYPES), seed=st.integers(0, 99))
-def test_any_product(spec: Matmul, seed: int) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=examples(15))
+@given(spec=matmuls(DTYPES[:1]), seed=st.integers(0, 99))
+def test_any_product(dtype: str, spec: Matmul, seed: int) -> None:
     """Ragged sizes, both codes, zero points, every epilogue: within the derived bound."""
+    spec = replace(spec, dtype=dtype)
     given = operands(spec, seed)
     if spec.dtype == "bfloat16":
         for name in ("bias", "residual"):
@@ -68,11 +70,13 @@ def test_any_product(spec: Matmul, seed: int) -> None:
     check(spec, computed(spec, given, config=SMALL), given, capability())
 
 
-@settings(max_examples=examples(25))
-@given(spec=packed_matmuls(DTYPES), seed=st.integers(0, 99))
-def test_any_product_with_few_bits(spec: Matmul, seed: int) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=examples(10))
+@given(spec=packed_matmuls(DTYPES[:1]), seed=st.integers(0, 99))
+def test_any_product_with_few_bits(dtype: str, spec: Matmul, seed: int) -> None:
     """Four bits of a log codebook or uniform, three bits, on both units, scales of several group
     sizes, ragged sizes: within the derived bound."""
+    spec = replace(spec, dtype=dtype)
     given = operands(spec, seed)
     if spec.bias and spec.dtype == "bfloat16":
         given["bias"] = torch.from_numpy(given["bias"]).bfloat16().float().numpy()
