@@ -118,6 +118,11 @@ class Execution:
         self.kernels: list[list[Kernel | None]] = [
             [local(step.piece) if step else None for step in steps] for steps in self.calls.steps
         ]
+        self.last = [
+            max((s for s, kernel in enumerate(of_piece) if kernel), default=0)
+            for of_piece in zip(*self.kernels, strict=True)
+        ]
+        """The last step of a ring in which each panel has keys."""
         self.chunks = [2 * mine[p].k_lines for p in self.calls.sources] if ring else []
         self.of_chunk = (
             [
@@ -198,10 +203,6 @@ class Execution:
         mesh, rank, steps = self.plan.mesh, self.channel.rank, len(calls.sources)
         queries = [_tensor(parts[i].of(arrived), n) for i, (n, _) in enumerate(calls.shapes)]
         totals: list[Any] = [None] * len(queries)
-        last = [
-            max((s for s in range(steps) if self.kernels[s][i]), default=0)
-            for i in range(len(queries))
-        ]
         # A copy of its own, since it is sent while nothing else may change.
         chunk = parts[-1].of(arrived).contiguous()
         below, above = (mesh.source(rank, s) for s in (1, steps - 1))
@@ -221,7 +222,7 @@ class Execution:
                     totals[i] = (out, lse)
                 else:
                     total, log_total = totals[i]
-                    dtype = q.dtype if s == last[i] else kind
+                    dtype = q.dtype if s == self.last[i] else kind
                     totals[i] = merge(total, log_total, out, lse, dtype)
             if works:
                 self.channel.wait(works, coming, self.state)

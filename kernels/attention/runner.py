@@ -15,6 +15,7 @@ from kdsl.intervals.classify import head_order
 from kdsl.kernels.attention import launch
 from kdsl.kernels.attention.config import Config
 from kdsl.kernels.lists import packed
+from kdsl.kernels.rounding import UNIT
 from kdsl.specs import Attention
 from kdsl.work import Check
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
     from kdsl.kernels.attention.tunable import AttentionTunable
 
-UNIT = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24}
-"""Half the distance between 1 and the next number."""
 SAMPLED_HEADS, SAMPLED_ROWS = 4, 48
 PEAK = 48.0
 """Score of the key that a query of the family ``pointed`` points at: far above all others."""

@@ -15,18 +15,18 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from kdsl.kernels.matmul.facts import Packed, view
+from kdsl.kernels.rounding import UNIT
 from kdsl.specs import Matmul
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-EPS = 2.0**-24
+EPS = UNIT["float32"]
 COARSE = 2.0**-13
 """Of e4m3 sums: what a step of 32 products cuts off, relative to the largest of its terms."""
 STEP = 32
 STEEPEST = 1.13
 """Of GELU and SiLU."""
-UNIT = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": EPS}
 LEAST = {"bfloat16": 2.0**-126, "float16": 2.0**-25, "float32": 2.0**-126}
 """Absolute, where numbers are below the least normal one."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -58,20 +59,26 @@ def test_whole_heads_where_they_allow_it(world: int) -> None:
         )
 
 
+def fastest(call: Callable[[], object], repeats: int) -> float:
+    """Seconds; of many runs, since other processes disturb single ones."""
+    took = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        call()
+        took.append(time.perf_counter() - begin)
+    return min(took)
+
+
 def test_planning_is_fast() -> None:
-    """From row counts to panels of 40 heads x 1,184 rows in at most 0.3 ms on 8 ranks; the fastest
-    of many runs, since other processes disturb single ones."""
+    """From row counts to panels of 40 heads x 1,184 rows on 8 ranks in the time of 300 small
+    NumPy calls (0.3 ms at 1 us each), since machines differ more than plans do.
+    """
     work = counts(40, 0.41, 0.55, 0)
-    best = {}
-    for name, plan in (("split", split), ("wrapped", wrapped), ("ulysses", families.ulysses)):
-        took = []
-        for _ in range(60):
-            fresh = BlockWork(work.shape, work.rows)
-            begin = time.perf_counter()
-            plan(fresh, 8)
-            took.append(time.perf_counter() - begin)
-        best[name] = min(took) * 1e3
-    assert max(best.values()) <= 0.3, best
+    few = np.arange(40) % 8
+    calls = fastest(lambda: [np.flatnonzero(few) for _ in range(300)], 60)
+    for plan in (split, wrapped, families.ulysses):
+        took = fastest(lambda plan=plan: plan(BlockWork(work.shape, work.rows), 8), 60)
+        assert took <= calls, (plan.__name__, took, calls)
 
 
 @settings(max_examples=60)

@@ -17,12 +17,12 @@ from kdsl.kernels.attention.hopper.backward import launch as hopper
 from kdsl.kernels.attention.runner import (
     PEAK,
     SAMPLED_HEADS,
-    UNIT,
     Sample,
     border_target,
     sampled_rows,
     seen,
 )
+from kdsl.kernels.rounding import UNIT
 from kdsl.specs import Attention
 from kdsl.work import Check
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from kdsl.kernels.attention.config import Config
 from kdsl.kernels.attention.quantized import launch
 from kdsl.kernels.attention.quantized.portable import layout_of
-from kdsl.kernels.attention.runner import UNIT, AttentionRunner, Sample
+from kdsl.kernels.attention.runner import AttentionRunner, Sample
 from kdsl.kernels.layouts import in_torch
+from kdsl.kernels.rounding import UNIT
 from kdsl.layouts.attention import WEIGHTS
 from kdsl.work import Check
 

@@ -57,7 +57,7 @@ def without_unit(monkeypatch: pytest.MonkeyPatch, unit: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(max_examples=examples(15))
+@settings(max_examples=examples(20))
 @given(spec=matmuls(DTYPES[:1]), seed=st.integers(0, 99))
 def test_any_product(dtype: str, spec: Matmul, seed: int) -> None:
     """Ragged sizes, both codes, zero points, every epilogue: within the derived bound."""
@@ -71,7 +71,7 @@ def test_any_product(dtype: str, spec: Matmul, seed: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(max_examples=examples(10))
+@settings(max_examples=examples(13))
 @given(spec=packed_matmuls(DTYPES[:1]), seed=st.integers(0, 99))
 def test_any_product_with_few_bits(dtype: str, spec: Matmul, seed: int) -> None:
     """Four bits of a log codebook or uniform, three bits, on both units, scales of several group

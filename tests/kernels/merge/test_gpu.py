@@ -1,7 +1,8 @@
-"""The merging kernel on a GPU: the interpreter's suite with bfloat16, and a ring's real share."""
+"""The merging kernel on a GPU: the interpreter's suite with bfloat16, and a result of 4.3 GB."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -27,4 +28,4 @@ def test_more_than_two_to_the_thirty_one_elements() -> None:
     lse = torch.zeros(2, rows, device="cuda")
     found, joint = merge(total, lse[0], out, lse[1])
     assert bool((found[-2000:] == 2).all())
-    assert bool((joint == joint[0]).all())
+    assert float((joint - math.log(2)).abs().max()) < 1e-6
