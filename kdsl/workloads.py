@@ -112,6 +112,19 @@ def _flux() -> Attention:
     )
 
 
+def _sd35() -> Attention:
+    grid = Grid(height=64, width=64, text=333)
+    mask = masks.window(grid, (25, 25)) | masks.text(grid)
+    return Attention(
+        tokens=grid, heads=38, head_dim=64, mask=mask, order=orders.windows(grid, (8, 16))
+    )
+
+
+def _ltx() -> Attention:
+    grid = Grid(frames=16, height=16, width=24)
+    return Attention(tokens=grid, heads=32, head_dim=64, mask=masks.blocks("plan"))
+
+
 def _clip() -> Attention:
     grid = Grid(frames=13, height=15, width=27)
     names = ("HWF", "FHW", "HFW", "WHF", "WHF", "WFH", "FWH", "HWF")
@@ -128,9 +141,20 @@ CATALOGUE = (
         0.2,
     ),
     Workload(
+        "sd3.5-large-1024",
+        "SD 3.5 Large, 1024 x 1024: 64 x 64 tokens behind 333 of text, window of 25 x 25",
+        _sd35,
+    ),
+    Workload(
         "flux-dev-1024",
         "Flux.1-dev, 1024 x 1024: 64 x 64 tokens behind 512 of text, window of 33 x 33",
         _flux,
+    ),
+    Workload(
+        "ltx-video-768x512",
+        "LTX-Video, 768 x 512, 121 frames, a block plan",
+        _ltx,
+        0.3,
     ),
     Workload(
         "cogvideox-5b",
