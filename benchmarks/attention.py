@@ -18,9 +18,6 @@ from benchmarks.peers import PEERS, Peer, Prepared, own
 from kdsl.errors import KdslError, UnsupportedError
 from kdsl.kernels.attention.config import BACKENDS
 
-LIMIT = 0.01
-"""Relative Frobenius error above which nothing is timed: bf16 operands give 0.0023 forward."""
-
 VARIANTS = {f"kdsl/{template}": backend for template, backend in BACKENDS.items()}
 """Our templates by the name that rows carry; `build(backend=...)` takes them."""
 
@@ -38,7 +35,9 @@ class Call:
 def suite(peers: Sequence[str], cases: Sequence[str], commit: str) -> Iterator[dict[str, Any]]:
     """Rows of every case: ours first, then the peers that are installed and can compute it.
 
-    ``peers`` may name `VARIANTS` of ours, too.
+    ``peers`` may name `VARIANTS` of ours, too.  In cases with a layout ours begins at quantized
+    operands, ``"kdsl/whole"`` at 16-bit ones, and the peers compute in 16 bits.
+    Gradients are timed under torch's deterministic algorithms, too.
     """
     import torch
 
@@ -53,6 +52,8 @@ def suite(peers: Sequence[str], cases: Sequence[str], commit: str) -> Iterator[d
         truth = Truth(case, tensors, kept)
         backends = {"kdsl": None, **{p: VARIANTS[p] for p in peers if p in VARIANTS}}
         makers: dict[str, Peer] = {name: ours(case, backend) for name, backend in backends.items()}
+        if case.layout:
+            makers["kdsl/whole"] = ours(case, whole=True)
         makers |= {p: PEERS[p] for p in peers if p in PEERS}
         for name, make in makers.items():
             try:
@@ -62,20 +63,24 @@ def suite(peers: Sequence[str], cases: Sequence[str], commit: str) -> Iterator[d
                 said = f"left out: {str(reason).splitlines()[0]}"
                 print(f"{case.id:22} {name:17} {said}", file=sys.stderr)
                 continue
-            if not error < LIMIT:
+            if not error < case.limit:
                 said = f"WRONG: error {error:.4f}, not timed"
                 print(f"{case.id:22} {name:17} {said}", file=sys.stderr)
                 continue
             calls[name], errors[name] = call, error
+        if case.backward and "kdsl" in calls:
+            calls["kdsl/deterministic"] = call = deterministic(calls["kdsl"])
+            errors["kdsl/deterministic"] = call.error()
         density = float(kept.mean())
         for name, ms in timing.interleaved({n: c.run for n, c in calls.items()}).items():
             after = calls[name].error()
-            if not after < LIMIT:
+            if not after < case.limit:
                 said = f"{case.id:22} {name:17} WRONG after timing: error {after:.4f}"
                 print(said, file=sys.stderr)
                 continue
             yield {
-                "suite": "attention", "case": case.id, "impl": name, "dtype": case.dtype,
+                "suite": "attention", "case": case.id, "impl": name,
+                "dtype": (name not in PEERS and case.layout) or case.dtype,
                 "ms": round(ms, 5), "work": case.work * density, "unit": "flop",
                 "error": round(errors[name], 6), "density": round(density, 6), "run": run,
                 "gpu": gpu, "commit": commit, "sources": sources, "versions": versions,
@@ -95,14 +100,18 @@ def inputs(case: AttentionCase) -> tuple[tuple[Any, ...], Kept]:
     return tuple(made), case.plan()
 
 
-def ours(case: AttentionCase, backend: str | None = None) -> Peer:
-    """The product as a user gets it, or as ``backend`` makes it: build, bind, call."""
+def ours(case: AttentionCase, backend: str | None = None, *, whole: bool = False) -> Peer:
+    """The product as a user gets it, or as ``backend`` makes it: build, bind, call.
+
+    With a layout operands are quantized before, unless ``whole``.
+    """
 
     def make(tensors: tuple[Any, Any, Any], kept: Kept, backward: bool) -> Prepared:
         tables = {"plan": kept} if case.spec.open_tables else None
         op = kdsl.build(case.spec, tables=tables, backend=backend)
         mine = own(tensors, backward)
-        return Prepared(lambda: op(*mine), mine)
+        given = op.quantize(*mine) if case.layout and not whole else mine
+        return Prepared(lambda: op(*given), mine)
 
     return make
 
@@ -123,6 +132,20 @@ def prepare(
         return torch.autograd.grad(out, made.tensors, grad, retain_graph=True)
 
     return Call(run, lambda: truth.of_gradients([made.turned(x) for x in run()]))
+
+
+def deterministic(call: Call) -> Call:
+    """The same under ``torch.use_deterministic_algorithms``."""
+    import torch
+
+    def under(made: Callable[[], Any]) -> Any:
+        torch.use_deterministic_algorithms(True)
+        try:
+            return made()
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    return Call(lambda: under(call.run), lambda: under(call.error))
 
 
 class Truth:

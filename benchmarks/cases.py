@@ -8,7 +8,16 @@ import numpy as np
 import numpy.typing as npt
 
 from kdsl import masks
-from kdsl.layouts import Outline, activations, slog, w8
+from kdsl.layouts import (
+    Outline,
+    activations,
+    int8_qk,
+    int8_qk_fp8_pv,
+    int8_qk_int8_pv,
+    slog,
+    w8,
+)
+from kdsl.layouts.attention import AttentionLayout
 from kdsl.specs import Attention, Matmul, Quantize
 
 SHAPES = {
@@ -20,6 +29,14 @@ SHAPES = {
 DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5)
 BACKWARD_DENSITIES = (0.1, 0.3)
 BLOCK = 128
+
+LAYOUTS: dict[str, tuple[AttentionLayout, float]] = {
+    "int8fp8": (int8_qk_fp8_pv(), 0.042),
+    "int8int8": (int8_qk_int8_pv(), 0.028),
+    "int8": (int8_qk(), 0.015),
+}
+"""Of quantized cases, with the relative error above which nothing is timed: what the formats cost
+on Gaussian numbers, and a little."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +50,13 @@ class AttentionCase:
     """Mean share of blocks to keep; 1 is dense."""
     seed: int = 0
     backward: bool = False
+    layout: str = ""
+    """One of `LAYOUTS`, or none."""
+
+    @property
+    def limit(self) -> float:
+        """Relative Frobenius error above which nothing is timed (bf16 operands give 0.0023)."""
+        return LAYOUTS[self.layout][1] if self.layout else 0.01
 
     @property
     def work(self) -> float:
@@ -45,7 +69,11 @@ class AttentionCase:
         """What is computed."""
         _, heads, tokens, head_dim = self.shape
         mask = masks.blocks("plan") if self.density < 1 else masks.everything()
-        return Attention(tokens=tokens, heads=heads, head_dim=head_dim, dtype=self.dtype, mask=mask)
+        layout = LAYOUTS[self.layout][0] if self.layout else None
+        return Attention(
+            tokens=tokens, heads=heads, head_dim=head_dim, dtype=self.dtype, mask=mask,
+            layout=layout,
+        )  # fmt: skip
 
     def plan(self) -> npt.NDArray[np.bool_]:
         """Kept blocks ``[heads, rows, columns]``: random and the diagonal, heads 0.5x to 1.5x."""
@@ -70,6 +98,11 @@ ATTENTION = {
         *(
             AttentionCase(f"bwd-{name}-bf16-d{d:.2f}", shape, "bfloat16", d, backward=True)
             for d in BACKWARD_DENSITIES
+        ),
+        *(
+            AttentionCase(f"fwd-{name}-{layout}-d{d:.2f}", shape, "bfloat16", d, layout=layout)
+            for layout in LAYOUTS
+            for d in (0.1, 0.3, 0.5)
         ),
     )
 }

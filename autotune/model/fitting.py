@@ -94,19 +94,67 @@ def groups(lessons: Iterable[Lesson]) -> dict[tuple[str, str, int], list[Lesson]
 def fit(lessons: Sequence[Lesson], memo: Spans | None = None) -> Calibration:
     """The calibration of lessons of one operation, dtype and compute capability.
 
-    Its errors are infinite until somebody has looked at what was left out: see `judging`.
+    Of all parameters of the bound the ones with the least weighted squared error.  Errors of the
+    calibration are infinite until somebody has looked at what was left out: see `judging`.
     """
     memo = memo or Spans()
     grid = [Physics(*at) for at in itertools.product(OVERHEADS, L2, EXPOSED)]
-    return min((_fit(lessons, physics, memo) for physics in grid), key=lambda f: f[0])[1]
+    rows = [row for lesson in lessons for row in memo.traits(lesson)]
+    owners = np.repeat(np.arange(len(lessons)), [len(lesson.samples) for lesson in lessons])
+    w = np.concatenate([np.full(len(x.samples), 1.0 / len(x.samples)) for x in lessons])
+    w *= len(w) / w.sum()
+    every = sorted({name for row in rows for name in row if name not in LEVEL})
+    # What never varies would share the intercept's part, and be shrunk where that is not.
+    names = [name for name in every if len({row.get(name, 0.0) for row in rows}) > 1]
+    x = np.array([[row.get(name, 0.0) for name in names] for row in rows])
+    y = np.stack([np.concatenate([_excess(o, at, memo) for o in lessons]) for at in grid], axis=1)
+    mean = np.average(y, axis=0, weights=w)
+    penalty = [SHRINK] * len(names) + [OFFSET_SHRINK] * len(lessons)
+    solved = _ridge(np.hstack([x, np.eye(len(lessons))[owners]]), y - mean, w, penalty)
+    own, offset = solved[: len(names)], solved[len(names) :]
+    errors = np.average((mean + x @ own + offset[owners] - y) ** 2, axis=0, weights=w)
+    best = int(errors.argmin())
+    firsts = [memo.traits(lesson)[0] for lesson in lessons]
+    intercept, level = _level(firsts, mean[best] + offset[:, best])
+    weights = {**dict(zip(names, map(float, own[:, best]), strict=True)), **level}
+    found = _calibration(lessons, grid[best], intercept, weights)
+    totals = [found.total(row) for row in rows]
+    return replace(found, low=_six(min(totals)), high=_six(max(totals)))
+
+
+def _excess(lesson: Lesson, physics: Physics, memo: Spans) -> Floats:
+    """Logarithms of measured over bound, of the main launch alone."""
+    us = np.array([s.us for s in lesson.samples])
+    before = np.array([before_us(s.work, lesson.target) for s in lesson.samples])
+    # A tenth at least: a copy may take less than the data sheet's bandwidth says.
+    return np.asarray(np.log(np.maximum(us - before, 0.1 * us) / memo.bounds(lesson, physics)))
 
 
 class Spans:
-    """Makespans computed once: candidates with equal tiles share them."""
+    """What fits of the same lessons share, computed once: makespans, bounds, traits."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[bytes, int, float], float] = {}
         self._digests: dict[int, tuple[Any, bytes]] = {}
+        self._bounds: dict[tuple[int, Physics], tuple[Lesson, Floats]] = {}
+        self._traits: dict[int, tuple[Lesson, list[dict[str, float]]]] = {}
+
+    def bounds(self, lesson: Lesson, physics: Physics) -> Floats:
+        """The bound of each sample in microseconds."""
+        at = id(lesson), physics
+        if at not in self._bounds:
+            found = [
+                physical_us(s.work, lesson.target, s.loading, physics, self) for s in lesson.samples
+            ]
+            self._bounds[at] = lesson, np.array(found)
+        return self._bounds[at][1]
+
+    def traits(self, lesson: Lesson) -> list[dict[str, float]]:
+        """The traits of each sample."""
+        if id(lesson) not in self._traits:
+            found = [traits(s.params, s.work, s.loading) for s in lesson.samples]
+            self._traits[id(lesson)] = lesson, found
+        return self._traits[id(lesson)][1]
 
     def __call__(self, steps: npt.NDArray[Any], slots: int, overhead: float) -> float:
         """As `kdsl.runtime.predict.makespan`."""
@@ -123,40 +171,6 @@ class Spans:
         return held[1]
 
 
-def _fit(lessons: Sequence[Lesson], physics: Physics, memo: Spans) -> tuple[float, Calibration]:
-    """Weighted squared error, and the calibration for these parameters of the bound."""
-    rows: list[dict[str, float]] = []
-    excess: list[float] = []
-    weights: list[float] = []
-    owners: list[int] = []
-    for number, lesson in enumerate(lessons):
-        for s in lesson.samples:
-            bound = physical_us(s.work, lesson.target, s.loading, physics, memo)
-            rows.append(traits(s.params, s.work, s.loading))
-            # A tenth at least: a copy may take less than the data sheet's bandwidth says.
-            own_us = max(s.us - before_us(s.work, lesson.target), 0.1 * s.us)
-            excess.append(math.log(own_us / bound))
-            weights.append(1.0 / len(lesson.samples))
-            owners.append(number)
-    every = sorted({name for row in rows for name in row if name not in LEVEL})
-    # What never varies would share the intercept's part, and be shrunk where that is not.
-    names = [name for name in every if len({row.get(name, 0.0) for row in rows}) > 1]
-    x = np.array([[row.get(name, 0.0) for name in names] for row in rows])
-    y, w = np.array(excess), np.array(weights)
-    w *= len(w) / w.sum()
-    offsets = np.eye(len(lessons))[owners]
-    mean = float(np.average(y, weights=w))
-    penalty = [SHRINK] * len(names) + [OFFSET_SHRINK] * len(lessons)
-    solved = _ridge(np.hstack([x, offsets]), y - mean, w, penalty)
-    own, offset = solved[: len(names)], solved[len(names) :]
-    error = float(np.average((mean + x @ own + offset[owners] - y) ** 2, weights=w))
-    intercept, level = _level([rows[owners.index(n)] for n in range(len(lessons))], mean + offset)
-    weights_of = {**dict(zip(names, map(float, own), strict=True)), **level}
-    found = _calibration(lessons, physics, intercept, weights_of)
-    totals = [found.total(row) for row in rows]
-    return error, replace(found, low=_six(min(totals)), high=_six(max(totals)))
-
-
 def _level(ones: Sequence[Mapping[str, float]], offsets: Floats) -> tuple[float, dict[str, float]]:
     """Intercept and weights of what a workload has as a whole; one row of traits for each."""
     names = [name for name in LEVEL if all(name in row for row in ones)]
@@ -171,6 +185,7 @@ def _level(ones: Sequence[Mapping[str, float]], offsets: Floats) -> tuple[float,
 
 
 def _ridge(x: Floats, y: Floats, weights: Floats, penalty: Sequence[float]) -> Floats:
+    """Coefficients; a column of them for each column of ``y``."""
     scaled = x * weights[:, None]
     return np.asarray(np.linalg.solve(scaled.T @ x + np.diag(penalty), scaled.T @ y), np.float64)
 

@@ -12,7 +12,7 @@ from kdsl.autotune.model.fitting import Lesson, Spans, fit, with_errors
 from kdsl.autotune.recordings import Recording
 from kdsl.autotune.recordings.recording import kind_of
 from kdsl.runtime.calibration import Calibration
-from kdsl.runtime.predict import before_us, physical_us
+from kdsl.runtime.predict import Physics, before_us
 
 
 @dataclass(frozen=True)
@@ -67,16 +67,9 @@ def judged(lesson: Lesson, model: Calibration, rest: Sequence[Lesson], memo: Spa
     """A lesson as a model sees it that knows nothing of it."""
     measured = np.array([s.us for s in lesson.samples])
     before = np.array([before_us(s.work, lesson.target) for s in lesson.samples])
-    plain = before + np.array(
-        [physical_us(s.work, lesson.target, s.loading, span=memo) for s in lesson.samples]
-    )
-    predicted = before + np.array(
-        [
-            physical_us(s.work, lesson.target, s.loading, model.physics, memo)
-            * model.factor(s.params, s.work, s.loading)
-            for s in lesson.samples
-        ]
-    )
+    plain = before + memo.bounds(lesson, Physics())
+    factors = np.array([model.factor(s.params, s.work, s.loading) for s in lesson.samples])
+    predicted = before + memo.bounds(lesson, model.physics) * factors
     best = float(measured.min())
     return Case(
         recording=lesson.recording,

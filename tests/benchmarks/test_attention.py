@@ -8,8 +8,8 @@ import pytest
 
 torch: Any = pytest.importorskip("torch")
 
-from benchmarks.attention import LIMIT, Truth, ours, prepare  # noqa: E402
-from benchmarks.cases import BLOCK, AttentionCase  # noqa: E402
+from benchmarks.attention import Truth, ours, prepare  # noqa: E402
+from benchmarks.cases import BLOCK, LAYOUTS, AttentionCase  # noqa: E402
 from benchmarks.peers import Kept, Prepared, own  # noqa: E402
 
 CASE = AttentionCase("small", (1, 2, 2 * BLOCK, 64), "float32", 0.5, backward=True)
@@ -51,10 +51,27 @@ def test_wrong_gradients_are_found() -> None:
     def other_scale(*given: Any) -> Prepared:
         return plain(*given, scale=0.2)
 
-    assert prepare(other_scale, CASE, tensors, kept, truth).error() > LIMIT
+    assert prepare(other_scale, CASE, tensors, kept, truth).error() > CASE.limit
     more = kept.copy()
     more[:] = True
-    assert prepare(plain, CASE, tensors, more, truth).error() > LIMIT
+    assert prepare(plain, CASE, tensors, more, truth).error() > CASE.limit
     grads = [x.clone() for x in prepare(plain, CASE, tensors, kept, truth).run()]
     grads[1][0, 0, 0, 0] = float("nan")
-    assert not truth.of_gradients([x.transpose(1, 2) for x in grads]) < LIMIT
+    assert not truth.of_gradients([x.transpose(1, 2) for x in grads]) < CASE.limit
+
+
+@pytest.mark.filterwarnings("ignore:no CUDA GPU here")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_quantized_operands_cost_what_their_format_does(layout: str) -> None:
+    """From quantized operands and from 16 bits alike: inside the limit, far above bf16's error."""
+    case = AttentionCase("small", (1, 2, 3 * BLOCK, 128), "bfloat16", 0.5, layout=layout)
+    g = torch.Generator().manual_seed(0)
+    tensors = tuple(torch.randn(case.shape, generator=g, dtype=torch.bfloat16) for _ in range(4))
+    kept = case.plan()
+    truth = Truth(case, tensors, kept)
+    errors = [
+        prepare(ours(case, whole=whole), case, tensors, kept, truth).error()
+        for whole in (False, True)
+    ]
+    assert errors[0] == errors[1]
+    assert 0.005 < errors[0] < case.limit
