@@ -141,6 +141,12 @@ CATALOGUE = (
         0.2,
     ),
     Workload(
+        "ltx-video-768x512",
+        "LTX-Video, 768 x 512, 121 frames, a block plan",
+        _ltx,
+        0.3,
+    ),
+    Workload(
         "sd3.5-large-1024",
         "SD 3.5 Large, 1024 x 1024: 64 x 64 tokens behind 333 of text, window of 25 x 25",
         _sd35,
@@ -149,12 +155,6 @@ CATALOGUE = (
         "flux-dev-1024",
         "Flux.1-dev, 1024 x 1024: 64 x 64 tokens behind 512 of text, window of 33 x 33",
         _flux,
-    ),
-    Workload(
-        "ltx-video-768x512",
-        "LTX-Video, 768 x 512, 121 frames, a block plan",
-        _ltx,
-        0.3,
     ),
     Workload(
         "cogvideox-5b",

@@ -179,10 +179,11 @@ def _leaf(examples: Sequence[Example]) -> Leaf | None:
 
 
 def _cost(tree: Leaf | Branch | None) -> float:
-    """Mean logarithm of the losses."""
+    """Mean logarithm of the losses; of trees that lose alike the one with fewest leaves."""
     if tree is None:
         return math.inf
-    return math.log(_mean(loss for leaf in tree.leaves for loss in leaf.losses))
+    losses = [loss for leaf in tree.leaves for loss in leaf.losses]
+    return math.log(_mean(losses)) + 1e-6 * len(tree.leaves)
 
 
 def _mean(losses: Iterable[float]) -> float:

@@ -3,7 +3,8 @@
 ``log(measured / bound)`` is first a sum of weighted traits (`kdsl.runtime.predict.traits`) and an
 offset of its own for each recording, which keeps what one workload is slower by out of the weights:
 they order the candidates within a workload.  Then the offsets become an intercept and weights of
-the traits that a workload has as a whole.  Every recording counts alike, however many rows it has.
+the traits that a workload has as a whole.  Recordings count alike, however many rows they have,
+but for those of a small part of the space.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdsl.autotune.recordings import Recording
+from kdsl.autotune.recordings.recording import FULL
 from kdsl.autotune.search.space import Point
 from kdsl.runtime.calibration import Calibration
 from kdsl.runtime.predict import (
@@ -40,7 +42,8 @@ Floats = npt.NDArray[np.float64]
 OVERHEADS = (1.0, 2.0, 4.0, 8.0)
 L2 = (1.5, 2.5, 4.0)
 EXPOSED = (0.0, 0.3, 0.6, 1.0)
-SHRINK, OFFSET_SHRINK, LEVEL_SHRINK = 2.0, 0.1, 1.0
+SPILLED = (512.0, 2048.0, 8192.0)
+SHRINK, OFFSET_SHRINK, LEVEL_SHRINK = 6.0, 0.1, 1.0
 """Ridge penalties of weights and offsets in rows, and of the level's weights in recordings."""
 
 
@@ -98,10 +101,10 @@ def fit(lessons: Sequence[Lesson], memo: Spans | None = None) -> Calibration:
     calibration are infinite until somebody has looked at what was left out: see `judging`.
     """
     memo = memo or Spans()
-    grid = [Physics(*at) for at in itertools.product(OVERHEADS, L2, EXPOSED)]
+    grid = [Physics(*at) for at in itertools.product(OVERHEADS, L2, EXPOSED, SPILLED)]
     rows = [row for lesson in lessons for row in memo.traits(lesson)]
     owners = np.repeat(np.arange(len(lessons)), [len(lesson.samples) for lesson in lessons])
-    w = np.concatenate([np.full(len(x.samples), 1.0 / len(x.samples)) for x in lessons])
+    w = np.concatenate([np.full(len(x.samples), _weight(x) / len(x.samples)) for x in lessons])
     w *= len(w) / w.sum()
     every = sorted({name for row in rows for name in row if name not in LEVEL})
     # What never varies would share the intercept's part, and be shrunk where that is not.
@@ -120,6 +123,11 @@ def fit(lessons: Sequence[Lesson], memo: Spans | None = None) -> Calibration:
     found = _calibration(lessons, grid[best], intercept, weights)
     totals = [found.total(row) for row in rows]
     return replace(found, low=_six(min(totals)), high=_six(max(totals)))
+
+
+def _weight(lesson: Lesson) -> float:
+    """Of a recording: less where a small part of the space was measured."""
+    return 1.0 if lesson.recording.whole else len(lesson.samples) / FULL
 
 
 def _excess(lesson: Lesson, physics: Physics, memo: Spans) -> Floats:
@@ -211,6 +219,7 @@ def _calibration(
         overhead=physics.overhead,
         l2=physics.l2,
         exposed=physics.exposed,
+        spilled=physics.spilled,
         intercept=_six(intercept),
         weights={name: _six(value) for name, value in weights.items()},
         low=-math.inf,

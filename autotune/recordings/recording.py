@@ -15,7 +15,7 @@ from kdsl.autotune.session.job import Job
 from kdsl.autotune.session.ledger import outcomes_of
 from kdsl.autotune.session.outcome import Outcome
 from kdsl.errors import UnsupportedError
-from kdsl.runtime.records import Key, Trial, Workload
+from kdsl.runtime.records import Key, Trial, Workload, ranked
 from kdsl.targets import Target
 
 FULL = 120
@@ -24,12 +24,17 @@ FULL = 120
 
 @dataclass(frozen=True)
 class Recording:
-    """What was measured: one outcome a candidate, and all samples of it in microseconds."""
+    """What was measured: one outcome a candidate, a fair time of each that is right, and samples.
+
+    Times are microseconds on a card as warm as when the fastest were timed again, see
+    `kdsl.runtime.records.select`; samples are those of that second time, or brought there.
+    """
 
     job: Job
     target: Target
     key: Key
     outcomes: Mapping[Point, Outcome]
+    times: Mapping[Point, float]
     samples: Mapping[Point, tuple[float, ...]]
     row_ids: tuple[str, ...]
     in_time: tuple[Point, ...]
@@ -41,15 +46,8 @@ class Recording:
         return self.job.name
 
     @cached_property
-    def times(self) -> dict[Point, float]:
-        """The median of every candidate that is right, in microseconds."""
-        return {
-            at: o.median_us for at, o in self.outcomes.items() if o.status == "ok" and o.median_us
-        }
-
-    @cached_property
     def best_us(self) -> float:
-        """The least of them."""
+        """The least of the times."""
         return min(self.times.values())
 
     @cached_property
@@ -138,17 +136,26 @@ def _recording(
         target = targets.get(one.device.name)
     except UnsupportedError:
         return None
-    outcomes = {point(o.params): o for o in outcomes_of(trials, held.source.condemned())}
+    condemned = held.source.condemned()
+    outcomes = {point(o.params): o for o in outcomes_of(trials, condemned)}
     ordered = sorted(trials, key=lambda t: (t.measurement.created, t.measurement.id))
-    samples: defaultdict[Point, list[float]] = defaultdict(list)
+    by_candidate: defaultdict[str, list[Trial]] = defaultdict(list)
     for trial in ordered:
-        samples[point(trial.candidate.params)] += trial.measurement.samples
+        by_candidate[trial.candidate.id].append(trial)
+    times, samples = {}, {}
+    for standing in ranked(trials, condemned):
+        at = point(standing.trial.candidate.params)
+        times[at] = standing.fair_us
+        own = by_candidate[standing.trial.candidate.id]
+        again = [x for t in own[len(own) > 1 :] for x in t.measurement.samples]
+        samples[at] = tuple(x * standing.heat for x in again)
     return Recording(
         job,
         target,
         Key(workload, one.device, one.toolchain),
         outcomes,
-        {at: tuple(values) for at, values in samples.items()},
+        times,
+        samples,
         tuple(sorted(t.measurement.id for t in trials)),
         tuple(dict.fromkeys(point(t.candidate.params) for t in ordered)),
     )

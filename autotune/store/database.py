@@ -110,11 +110,17 @@ class Store:
             meta = {"schema_version": str(SCHEMA_VERSION), "salt": secrets.token_hex(32)}
             for item in meta.items():
                 self.link.run("INSERT INTO meta (key, value) VALUES (?, ?)", item)
+        if self.version >= SCHEMA_VERSION:
+            return
+        for statement in tables.without_views():
+            self.link.run(statement)
         while (version := self.version) < SCHEMA_VERSION:
             for statement in MIGRATIONS[version]:
                 self.link.run(statement)
             text = "UPDATE meta SET value = ? WHERE key = 'schema_version'"
             self.link.run(text, (str(version + 1),))
+        for statement in tables.views():
+            self.link.run(statement)
 
     @property
     def name(self) -> str:

@@ -91,8 +91,6 @@ def build(
     from kdsl.runtime.attention import AttentionOperator
     from kdsl.runtime.quantized import QuantizedOperator
 
-    if spec.layout is not None and picked is None:
-        picked = "triton"  # Hopper's own has not been measured
     kind = AttentionOperator if spec.layout is None else QuantizedOperator
     return kind(spec, target, picked, config, mode, here, tables, backward)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kdsl.errors import InputError, SpecError
-from kdsl.kernels.matmul.rule import OFFERED, TEMPLATES
+from kdsl.kernels.matmul.rule import TEMPLATES
 from kdsl.kernels.matmul.tunable import MatmulTunable, traffic
 from kdsl.reference.matmul import matmul as reference_matmul
 from kdsl.runtime import codecache
@@ -46,7 +46,7 @@ class MatmulOperator(Operator):
         self.spec, self.target, self.here = spec, target, here
         self.given, self.mode, self.asked = config, mode, backend
         self.fixed = self._named(fixed)
-        self.tunable = MatmulTunable(spec, TEMPLATES.get(backend or OFFERED, TEMPLATES[None]))
+        self.tunable = MatmulTunable(spec, TEMPLATES.get(backend, TEMPLATES[None]))
         self._on_device: dict[Any, dict[str, Any]] = {}
         self.choice: Choice | None = None
         if backend != "reference":

@@ -14,9 +14,6 @@ from kdsl.targets import Target
 ARCHITECTURES = portable.ARCHITECTURES
 TEMPLATES = {"triton": ("portable",), "gluon": ("hopper",), None: ("hopper", "portable")}
 """Templates by backend, the more wanted first."""
-OFFERED = "triton"
-"""What an operator is built by unless somebody asks: Hopper's template waits for its tests on a
-card."""
 
 
 def problem(spec: Matmul, config: Config, target: Target) -> str | None:

@@ -134,7 +134,7 @@ def test_workloads_at_densities() -> None:
     assert thin < thick
     planned = understood(tune_parser().parse_args(["--gpu", "h100", "--density", "0.1"]))
     assert "flux-dev-1024@0.1" not in [name for name, _ in planned.jobs]
-    assert len(planned.jobs) == 4
+    assert len(planned.jobs) == 5
 
 
 @pytest.mark.parametrize(

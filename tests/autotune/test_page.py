@@ -109,7 +109,8 @@ def test_a_workload_without_a_default_or_few_rows(found: list[Recording]) -> Non
     recording = found[0]
     few = dict(list(recording.outcomes.items())[:4])
     few = {at: o for at, o in few.items() if dict(at) != recording.default}
-    small = replace(recording, outcomes=few, in_time=tuple(few))
+    times = {at: us for at, us in recording.times.items() if at in few}
+    small = replace(recording, outcomes=few, times=times, in_time=tuple(few))
     text = parsed(page(sections([small]))).text
     assert "not measured" in text
     assert "Too few candidates" in text

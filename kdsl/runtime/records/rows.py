@@ -18,7 +18,7 @@ from kdsl.errors import StoreError
 from kdsl.runtime.records.form import Row, Scalar
 from kdsl.targets import Target
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 STATUSES = (
     "ok", "wrong", "compile_error", "compile_timeout", "oom", "smem", "run_timeout", "crash",
     "too_fast", "skipped",

@@ -1,14 +1,14 @@
 """The best of a group of measurements, the same from whatever order they come in.
 
 A group is one (workload, device, toolchain, kind). The rules stand beside the view ``standing`` in
-``schema.sql``, which computes the same inside a database; tests hold the two together.
+``views.sql``, which computes the same inside a database; tests hold the two together.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kdsl.runtime.records.form import dumps
 from kdsl.runtime.records.rows import Candidate, Device, Measurement, Toolchain
@@ -28,11 +28,20 @@ class Trial:
 
 @dataclass(frozen=True)
 class Standing:
-    """A candidate of a group: the trial it stands by, how often it was timed, default or not."""
+    """A candidate of a group: the trial it stands by, how often it was timed, default or not.
+
+    ``heat`` is what its time is multiplied with to be held against others'.
+    """
 
     trial: Trial
     runs: int
     default: bool
+    heat: float = 1.0
+
+    @property
+    def fair_us(self) -> float:
+        """The median, as a card would give that is as warm as when others were timed again."""
+        return _median(self.trial) * self.heat
 
 
 def wrong_binaries(trials: Iterable[Trial]) -> set[str]:
@@ -58,24 +67,25 @@ def ranked(group: Collection[Trial], condemned: Collection[str] = ()) -> list[St
         if row.status == "ok" and trial.candidate.id not in wrong and row.binary_hash not in bad:
             runs[trial.candidate.id].append(trial)
     standings = []
-    for trials in runs.values():
+    quickest: dict[str, float] = {}
+    for name, trials in runs.items():
         trials.sort(key=lambda t: (_median(t), t.measurement.id))
-        standings.append(
-            Standing(
-                trials[(len(trials) - 1) // 2],
-                len(trials),
-                any(t.measurement.is_default for t in trials),
-            )
-        )
+        quickest[name] = _median(trials[0])
+        middle = trials[(len(trials) - 1) // 2]
+        default = any(t.measurement.is_default for t in trials)
+        standings.append(Standing(middle, len(trials), default))
     if not standings:
         return []
-    leader = min(standings, key=lambda s: (_median(s.trial), s.trial.candidate.id))
-    bar = leader.trial.measurement.interval()[1]
+    first = min(standings, key=lambda s: (s.runs == 1, _median(s.trial), s.trial.candidate.id))
+    heat = _median(first.trial) / quickest[first.trial.candidate.id]
+    standings = [replace(s, heat=heat) if s.runs == 1 else s for s in standings]
+    leader = min(standings, key=lambda s: (s.fair_us, s.trial.candidate.id))
+    bar = leader.trial.measurement.interval()[1] * leader.heat
 
     def order(standing: Standing) -> tuple[float | str, ...]:
         row, candidate = standing.trial.measurement, standing.trial.candidate
-        if row.interval()[0] > bar:
-            return (1, _median(standing.trial), candidate.id)
+        if row.interval()[0] * standing.heat > bar:
+            return (1, standing.fair_us, candidate.id)
         return (
             0,
             not standing.default,

@@ -21,7 +21,22 @@ def statements(script: str) -> list[str]:
 
 def schema() -> list[str]:
     """The statements that make an empty database a tuning database."""
-    return statements(files("kdsl.runtime.records").joinpath("schema.sql").read_text() + "\n")
+    return [*_script("schema.sql"), *views()]
+
+
+def views() -> list[str]:
+    """The statements that make the views."""
+    return _script("views.sql")
+
+
+def without_views() -> list[str]:
+    """The statements that remove the views, those that rest on others first."""
+    names = [line.split()[2] for line in views()]
+    return [f"DROP VIEW IF EXISTS {name}" for name in reversed(names)]
+
+
+def _script(name: str) -> list[str]:
+    return statements(files("kdsl.runtime.records").joinpath(name).read_text() + "\n")
 
 
 @cache

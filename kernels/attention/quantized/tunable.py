@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy.typing as npt
-
 from kdsl.kernels.attention import generate
 from kdsl.kernels.attention.config import Config
 from kdsl.kernels.attention.hopper.config import resources
@@ -15,16 +13,12 @@ from kdsl.kernels.attention.quantized import portable
 from kdsl.kernels.attention.quantized.hopper import config as hopper
 from kdsl.kernels.attention.quantized.shared import shared_bytes
 from kdsl.kernels.attention.tunable import OTHER_REGISTERS, AttentionTunable
-from kdsl.specs import Attention
 from kdsl.targets import Target
 from kdsl.work import AheadOfTime, Work
 
 if TYPE_CHECKING:
     from kdsl.kernels.attention.quantized.runner import QuantizedRunner
 
-OFFERED = ("portable",)
-"""What is chosen from unless somebody asks for another: the Hopper template (`backend="gluon"`) was
-compiled, and has yet to run and be measured on a card."""
 UNITS = {"e4m3": "float8_e4m3", "uint8": "int8", "int8": "int8", "uint4": "int8"}
 """What multiplies weights and v, by the weights' code."""
 
@@ -34,15 +28,6 @@ class QuantizedTunable(AttentionTunable):
 
     op = "attention_quantized"
     architectures = portable.ARCHITECTURES
-
-    def __init__(
-        self,
-        spec: Attention,
-        tables: Mapping[str, npt.NDArray[Any]] | None = None,
-        batch: int = 1,
-        templates: tuple[str, ...] = OFFERED,
-    ) -> None:
-        super().__init__(spec, tables, batch, templates)
 
     def problem(self, config: Config, target: Target) -> str | None:
         """Why a template cannot run a configuration, or None."""

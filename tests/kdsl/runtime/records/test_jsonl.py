@@ -140,7 +140,7 @@ def test_nothing_in_a_line_is_acted_on() -> None:
 
 def test_a_newer_file_is_refused_whole() -> None:
     """Half understood is worse than not at all: a newer version's file raises."""
-    with pytest.raises(StoreError, match="newer kdsl: schema version 99, this one reads 2"):
+    with pytest.raises(StoreError, match="newer kdsl: schema version 99, this one reads 3"):
         _read(b'{"schema_version":99,"table":"meta"}\n' + GOOD.line().encode())
     with pytest.raises(StoreError, match="schema version 'x'"):
         _read(b'{"schema_version":"x","table":"meta"}\n')
@@ -151,5 +151,5 @@ def test_files_are_sorted_and_each_row_once() -> None:
     rows = [Candidate(space_hash="s", params={"n": n}) for n in range(9)]
     text = "".join(jsonl.write(rows))
     assert text == "".join(jsonl.write([*reversed(rows), *rows]))
-    assert text.splitlines()[0] == '{"schema_version":2,"table":"meta"}'
+    assert text.splitlines()[0] == '{"schema_version":3,"table":"meta"}'
     assert {row.id for row in _read(text.encode()) if isinstance(row, Row)} == {r.id for r in rows}
