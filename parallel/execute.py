@@ -39,24 +39,52 @@ class Picked:
             return buffer.narrow(0, self.first, self.count)
         return buffer.index_select(0, self.index)
 
+    def into(self, buffer: Any, out: Any) -> None:
+        """Copy them to ``out``."""
+        import torch
+
+        if self.index is None:
+            out.copy_(self.of(buffer))
+        else:
+            torch.index_select(buffer, 0, self.index, out=out)
+
 
 class Sending:
-    """An `Exchange` on a device."""
+    """An `Exchange` on a device, seen from one rank.
+
+    What a rank sends to itself stays out of the all-to-all: it is gathered behind what comes from
+    the others, while that travels.
+    """
 
     def __init__(
-        self, exchange: Exchange, device: Any, recv: Sequence[Longs] | None = None
+        self, exchange: Exchange, rank: int, device: Any, recv: Sequence[Longs] | None = None
     ) -> None:
-        self.send_splits, self.recv_splits = exchange.send_splits, exchange.recv_splits
-        self.arriving = sum(exchange.recv_splits)
-        self.send = Picked(exchange.send_index, device)
-        self.parts = [Picked(x, device) for x in ([exchange.recv_index] if recv is None else recv)]
+        begin, own = sum(exchange.send_splits[:rank]), exchange.send_splits[rank]
+        index = exchange.send_index
+        self.send_splits, self.recv_splits = (
+            tuple(0 if p == rank else n for p, n in enumerate(splits))
+            for splits in (exchange.send_splits, exchange.recv_splits)
+        )
+        self.send = Picked(np.delete(index, slice(begin, begin + own)), device)
+        self.kept = Picked(index[begin : begin + own], device)
+        self.arriving = sum(self.recv_splits)
+        first = sum(exchange.recv_splits[:rank])
+        place = np.arange(self.arriving + own)
+        place[first + own :] -= own
+        place[first : first + own] = self.arriving + np.arange(own)
+        wanted = [exchange.recv_index] if recv is None else recv
+        self.parts = [Picked(place[lines], device) for lines in wanted]
 
     def exchanged(self, lines: Any, channel: Channel, state: Any) -> Any:
-        """What arrives for ``lines``, sender by sender; ``parts`` pick from it."""
+        """What is there for this rank: what arrives, sender by sender, then its own; ``parts`` pick
+        from it."""
         sent = self.send.of(lines).contiguous()
         # A tensor of its own: sending and receiving in one place would mix them up.
-        received = sent.new_empty((self.arriving, *sent.shape[1:]))
-        channel.all_to_all(received, sent, self.recv_splits, self.send_splits, state)
+        received = sent.new_empty((self.arriving + self.kept.count, *sent.shape[1:]))
+        channel.all_to_all(
+            received[: self.arriving], sent, self.recv_splits, self.send_splits, state,
+            lambda: self.kept.into(lines, received[self.arriving :]),
+        )  # fmt: skip
         return received
 
 
@@ -106,13 +134,14 @@ class Execution:
         else:
             for step in (s for s in self.calls.steps[0] if s):
                 wanted += [index[q_lines + step.keys], index[q_lines + k_lines + step.keys]]
-        self.inputs = Sending(part.inputs, device, wanted)
+        self.inputs = Sending(part.inputs, rank, device, wanted)
         order = np.concatenate([*self.calls.queries, np.zeros(0, np.int64)])
         place = np.empty(len(order), np.int64)
         place[order] = np.arange(len(order))
         out = part.outputs
         self.outputs = Sending(
             Exchange(out.send_splits, out.recv_splits, place[out.send_index], out.recv_index),
+            rank,
             device,
         )
         self.kernels: list[list[Kernel | None]] = [
@@ -240,7 +269,7 @@ class Execution:
         """Lines of this rank's own tokens from all ranks' results."""
         import torch
 
-        lines = torch.cat(results) if results else none
+        lines = results[0] if len(results) == 1 else torch.cat(results) if results else none
         received = self.outputs.exchanged(lines, self.channel, self.state)
         return self.outputs.parts[0].of(received)
 
