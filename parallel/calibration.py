@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
 from kdsl.errors import StoreError
-from kdsl.parallel.cost import Costs, KernelModel
+from kdsl.parallel.cost import Costs, Handling, KernelModel
 from kdsl.parallel.topology import Link
 from kdsl.runtime.calibration import own_path
 from kdsl.specs import Partition
@@ -49,7 +50,21 @@ class LinkEntry:
     samples: int
 
 
-Entry = KernelEntry | LinkEntry
+@dataclass(frozen=True)
+class HandlingEntry:
+    """What calls take beside kernels and links on GPUs of one model, and how far passes overlap."""
+
+    gpu: str
+    dtype: str
+    head_dim: int
+    batch: int
+    handling: Handling
+    slowdown: float
+    hidden: float
+    samples: int
+
+
+Entry = KernelEntry | LinkEntry | HandlingEntry
 
 
 def place() -> Path:
@@ -83,16 +98,31 @@ def load(path: Path | None = None) -> tuple[Entry, ...]:
         raise StoreError(f"{path} holds no fitted costs: {error}") from error
 
 
+def shipped() -> tuple[Entry, ...]:
+    """The entries that come with kdsl; the user's own take their place."""
+    with as_file(files("kdsl.tuning_db") / FILE) as path:
+        return load(path)
+
+
 def fitted(
     costs: Costs, spec: Partition, target: Target, batch: int = 1, path: Path | None = None
 ) -> Costs:
     """Costs with what was fitted in place of what data sheets say."""
     attention, topology = spec.attention, costs.topology
     wanted = ("kernel", target.cc, spec.dtype, spec.head_dim, attention.block, batch)
-    for entry in load(path):
+    held = {_subject(e): e for e in (*(shipped() if path is None else ()), *load(path))}
+    for entry in held.values():
         if isinstance(entry, KernelEntry):
             if _subject(entry) == repr(wanted):
                 costs = replace(costs, kernel=entry.model)
+        elif isinstance(entry, HandlingEntry):
+            if _subject(entry) == repr(("handling", target.name, *wanted[2:4], batch)):
+                costs = replace(
+                    costs,
+                    handling=entry.handling,
+                    slowdown=entry.slowdown,
+                    hidden=entry.hidden,
+                )
         elif (entry.gpu, entry.name) == (target.name, spec.link):
             topology = replace(topology, inside=entry.link)
         elif (entry.gpu, entry.name) == (target.name, BETWEEN):
@@ -104,6 +134,8 @@ def _subject(entry: Entry) -> str:
     if isinstance(entry, KernelEntry):
         what = (entry.cc, entry.dtype, entry.head_dim, entry.block, entry.batch)
         return repr(("kernel", *what))
+    if isinstance(entry, HandlingEntry):
+        return repr(("handling", entry.gpu, entry.dtype, entry.head_dim, entry.batch))
     return repr(("link", entry.gpu, entry.name))
 
 
@@ -114,4 +146,6 @@ def _entry(row: dict[str, Any]) -> Entry:
         return KernelEntry(block=tuple(fields.pop("block")), model=model, **fields)
     if row["kind"] == "LinkEntry":
         return LinkEntry(link=Link(**fields.pop("link")), **fields)
+    if row["kind"] == "HandlingEntry":
+        return HandlingEntry(handling=Handling(**fields.pop("handling")), **fields)
     raise ValueError(f"an entry of kind {row['kind']!r}")

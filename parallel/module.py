@@ -13,6 +13,7 @@ import torch
 from kdsl import targets
 from kdsl.errors import InputError, UnsupportedError
 from kdsl.orders import Order
+from kdsl.parallel.calibration import fitted
 from kdsl.parallel.channel import Channel
 from kdsl.parallel.chooser import ranked
 from kdsl.parallel.cost import Costs
@@ -137,10 +138,14 @@ class SparseSequenceParallel(torch.nn.Module):
         )
 
     def _costs(self) -> Costs:
-        """By data sheets, of the GPU at hand or an H100: every rank must come to the same."""
+        """What was fitted or data sheets say of the GPU at hand, or an H100.
+
+        Every rank must come to the same: entries of a user's own belong on all machines.
+        """
         target = device_target() or targets.get("h100")
         topology = Topology.of(self.partition)
-        return Costs.of(self.spec, target, topology, replicated=_text(self.partition))
+        plain = Costs.of(self.spec, target, topology, replicated=_text(self.partition))
+        return fitted(plain, self.partition, target)
 
 
 def _partition(spec: Attention | Partition, world: int) -> Partition:
