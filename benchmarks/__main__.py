@@ -121,9 +121,7 @@ def _parser() -> argparse.ArgumentParser:
 def _on_ranks(given: argparse.Namespace) -> int:
     if given.virtual:
         commit = given.commit or rows.current_commit()
-        asked = Asked(
-            given.virtual, given.cases, given.results, commit, given.budget, given.fit
-        )
+        asked = Asked(given.virtual, given.cases, given.results, commit, given.budget, given.fit)
         return _lines(virtual(asked))
     for line in sequence_parallel.suite(given.world, given.cases):
         if os.environ["RANK"] == "0":

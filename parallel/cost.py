@@ -68,9 +68,8 @@ class Handling:
 class Copies:
     """Bytes that each rank's packing reads and writes, float64 ``[world]``, call by call.
 
-    ``pack``: its tensors into one buffer, and from there what others are sent.  ``unpack``: what
-    stays into the buffer of what came, and that into the kernels' order.  ``repack``, ``settle``:
-    the same of results.
+    ``pack``: what others are sent, out of its tensors.  ``unpack``: what stays into the buffer of
+    what came, and that into the kernels' order.  ``repack``, ``settle``: the same of results.
     """
 
     pack: Floats
@@ -83,7 +82,7 @@ class Copies:
         """What `kdsl.parallel.execute` does."""
         came = moved.inputs.sum(axis=0) + moved.inputs_kept
         lines = (
-            moved.held + moved.inputs.sum(axis=1),
+            moved.inputs.sum(axis=1),
             moved.inputs_kept + came,
             moved.outputs.sum(axis=1),
             moved.outputs_kept + moved.own,
@@ -320,7 +319,7 @@ def _settled(
 def _heard(ready: Floats, sizes: Floats | Longs) -> Floats:
     """When a rank and all that send to it are ready: who is last holds up those it sends to."""
     senders = np.where(sizes > 0, ready[:, None], 0).max(axis=0, initial=0)
-    return np.maximum(ready, senders)
+    return np.asarray(np.maximum(ready, senders), np.float64)
 
 
 def _events(kind: str, step: int, start: Floats, end: Floats) -> list[Event]:

@@ -19,7 +19,11 @@ from kdsl.parallel.exchange import Exchange, Exchanges
 from kdsl.parallel.local import Kernel, Local
 from kdsl.parallel.pieces import Calls, Masks, calls_of
 from kdsl.parallel.work import BlockWork, Longs
+from kdsl.runtime.lines import gather
 from kdsl.runtime.merge import merge
+
+SOURCES = 3
+"""Tensors that one gather reads from."""
 
 
 class Picked:
@@ -31,22 +35,22 @@ class Picked:
         self.count = len(lines)
         self.first = int(lines[0]) if self.count else 0
         neighbours = bool((lines == self.first + np.arange(self.count)).all())
-        self.index = None if neighbours else torch.from_numpy(lines).to(device)
+        # Half of the bytes that an index of 64 bits has.
+        narrow = lines.astype(np.int32) if lines.max(initial=0) < 2**31 else lines
+        self.index = None if neighbours else torch.from_numpy(narrow).to(device)
 
-    def of(self, buffer: Any) -> Any:
-        """The lines ``[count, ...]`` of a buffer ``[lines, ...]``."""
-        if self.index is None:
-            return buffer.narrow(0, self.first, self.count)
-        return buffer.index_select(0, self.index)
+    def of(self, *buffers: Any) -> Any:
+        """The lines ``[count, ...]`` of buffers ``[lines, ...]`` one behind the other."""
+        if self.index is not None:
+            return gather(buffers, self.index)
+        return _joined(buffers).narrow(0, self.first, self.count)
 
-    def into(self, buffer: Any, out: Any) -> None:
+    def into(self, out: Any, *buffers: Any) -> None:
         """Copy them to ``out``."""
-        import torch
-
         if self.index is None:
-            out.copy_(self.of(buffer))
+            out.copy_(self.of(*buffers))
         else:
-            torch.index_select(buffer, 0, self.index, out=out)
+            gather(buffers, self.index, out)
 
 
 class Sending:
@@ -75,15 +79,15 @@ class Sending:
         wanted = [exchange.recv_index] if recv is None else recv
         self.parts = [Picked(place[lines], device) for lines in wanted]
 
-    def exchanged(self, lines: Any, channel: Channel, state: Any) -> Any:
+    def exchanged(self, lines: Sequence[Any], channel: Channel, state: Any) -> Any:
         """What is there for this rank: what arrives, sender by sender, then its own; ``parts`` pick
-        from it."""
-        sent = self.send.of(lines).contiguous()
+        from it.  ``lines`` are tensors whose lines are numbered through."""
+        sent = self.send.of(*lines).contiguous()
         # A tensor of its own: sending and receiving in one place would mix them up.
         received = sent.new_empty((self.arriving + self.kept.count, *sent.shape[1:]))
         channel.all_to_all(
             received[: self.arriving], sent, self.recv_splits, self.send_splits, state,
-            lambda: self.kept.into(lines, received[self.arriving :]),
+            lambda: self.kept.into(received[self.arriving :], *lines),
         )  # fmt: skip
         return received
 
@@ -193,7 +197,7 @@ class Execution:
             self.agreed.add(self.seen)
         # Lines come first, so that the lines of one rank are one stretch of memory.
         turned = [_as_lines(x) for x in (q, k, v)]
-        arrived = self.inputs.exchanged(torch.cat(turned), self.channel, self.state)
+        arrived = self.inputs.exchanged(turned, self.channel, self.state)
         outs, lses = (self._ring if self.chunks else self._gathered)(arrived, batch, dim)
         back = self._back(outs, arrived.new_empty((0, batch, dim)))
         out = back.view(heads, here, batch, dim).permute(2, 0, 1, 3)
@@ -267,10 +271,8 @@ class Execution:
 
     def _back(self, results: list[Any], none: Any) -> Any:
         """Lines of this rank's own tokens from all ranks' results."""
-        import torch
-
-        lines = results[0] if len(results) == 1 else torch.cat(results) if results else none
-        received = self.outputs.exchanged(lines, self.channel, self.state)
+        lines = results if len(results) <= SOURCES else [_joined(results)]
+        received = self.outputs.exchanged(lines or [none], self.channel, self.state)
         return self.outputs.parts[0].of(received)
 
     def _check(self, q: Any, k: Any, v: Any) -> None:
@@ -289,6 +291,13 @@ class Execution:
                 raise InputError(
                     f"{name} of rank {rank} is {x.dtype} on {x.device}, q {q.dtype} on {q.device}"
                 )
+
+
+def _joined(lines: Sequence[Any]) -> Any:
+    """Tensors of lines as one."""
+    import torch
+
+    return lines[0] if len(lines) == 1 else torch.cat(list(lines))
 
 
 def _told(exchanges: Exchanges, work: BlockWork, with_lse: bool) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -146,7 +147,7 @@ def chopped(
 def _cut_evenly(
     work: BlockWork, heads: list[int], parts: list[int], byte_weight: float
 ) -> Iterator[tuple[float, int, int, int]]:
-    """(weight, head, first, end) of so many pieces of each head, cut at equal shares of its work."""
+    """(weight, head, first, end) of so many pieces a head, cut at equal shares of its work."""
     count, number = work.shape.rows, np.asarray(parts)
     prefix = np.concatenate([[0], np.cumsum(work.rows[heads].reshape(-1))])
     line = np.repeat(np.arange(len(heads)), number)
@@ -202,7 +203,7 @@ def in_nodes(
     near = partition.even_cuts(shape.rows, nodes)
     at = partition.cuts(work.rows.sum(axis=0), nodes, near, 0.01)
     ranks: list[RankPlan] = []
-    for first, end in zip(at[:-1], at[1:], strict=True):
+    for first, end in itertools.pairwise(at):
         if first == end:
             ranks += [()] * node
             continue
@@ -210,9 +211,7 @@ def in_nodes(
         part = split(BlockWork(size, work.rows[:, first:end]), node, byte_weight=byte_weight)
         for panels in part.ranks:
             moved = (tuple((a + first, b + first) for a, b in p.rows) for p in panels)
-            ranks.append(
-                tuple(Panel(p.heads, rows) for p, rows in zip(panels, moved, strict=True))
-            )
+            ranks.append(tuple(Panel(p.heads, rows) for p, rows in zip(panels, moved, strict=True)))
     return Plan("split", shape, Mesh(world), tuple(ranks), delivery)
 
 

@@ -19,8 +19,8 @@ class Traffic:
     ``inputs``: q, k and v before attention, ``outputs``: results after it, int64
     ``[world, world]``.  ``passes``: k and v that each rank sends on in each step of its ring, int64
     ``[world, steps - 1]``.  Lines that stay go through the exchange's buffers like the others:
-    ``inputs_kept`` and ``outputs_kept`` ``[world]``.  ``held`` are q, k and v that a rank brings,
-    ``computed`` its results, ``own`` the results for its tokens.
+    ``inputs_kept`` and ``outputs_kept`` ``[world]``.  ``computed`` are a rank's results,
+    ``own`` those for its tokens.
     """
 
     inputs: Longs
@@ -28,7 +28,6 @@ class Traffic:
     passes: Longs
     inputs_kept: Longs
     outputs_kept: Longs
-    held: Longs
     computed: Longs
     own: Longs
 
@@ -74,14 +73,13 @@ def traffic(
     back = outputs.diagonal().copy()
     np.fill_diagonal(inputs, 0)
     np.fill_diagonal(outputs, 0)
-    own, own_keys = rows[-1, :-1] + rows[-1, -1], keys[-1, :-1] + keys[-1, -1]
+    own = rows[-1, :-1] + rows[-1, -1]
     return Traffic(
         inputs,
         outputs,
         _passes(plan),
         kept,
         back,
-        shape.heads * own + 2 * shape.kv_heads * own_keys,
         computed,
         shape.heads * own,
     )

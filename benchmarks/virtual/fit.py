@@ -13,6 +13,7 @@ from kdsl.parallel.cost import MB, Costs, Handling
 from kdsl.parallel.kernel_model import Counts, Fitted, fit_kernel
 from kdsl.parallel.pieces import Piece
 from kdsl.parallel.topology import Topology, nonnegative
+from kdsl.runtime.lines import gather
 from kdsl.runtime.merge import merge
 from kdsl.targets import Target
 
@@ -67,9 +68,7 @@ def _kernels(model: Model, bench: Bench, timer: Timer) -> list[tuple[Counts, flo
     return [(run.counts[0], took[name]) for name, run in runs.items()]
 
 
-def _handling(
-    model: Model, bench: Bench, plain: Handling, timer: Timer
-) -> tuple[Handling, int]:
+def _handling(model: Model, bench: Bench, plain: Handling, timer: Timer) -> tuple[Handling, int]:
     """Microseconds a megabyte of gathers and of merges; what begins each goes into exchanges."""
     import torch
 
@@ -86,7 +85,7 @@ def _handling(
             bench.device
         )
         each = model.head_dim * flat.element_size() * len(index)
-        runs[f"copy {share}"] = lambda index=index: flat.index_select(0, index)
+        runs[f"copy {share}"] = lambda index=index: gather([flat], index)
         sizes[f"copy {share}"] = 2.0 * each
         total = flat[: len(index)].reshape(1, 1, -1, model.head_dim).contiguous()
         lse = torch.zeros(total.shape[:-1], device=bench.device)

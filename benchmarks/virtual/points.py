@@ -111,7 +111,9 @@ def sampled(plan: Plan, predicted: Floats) -> dict[int, list[int]]:
     between them."""
     busy = np.flatnonzero(predicted.sum(axis=1) > 0)
     order = busy[np.argsort(-predicted[busy].sum(axis=1), kind="stable")]
-    ranks = order if len(order) <= RANKS else order[np.linspace(0, len(order) - 1, RANKS).astype(int)]
+    ranks = (
+        order if len(order) <= RANKS else order[np.linspace(0, len(order) - 1, RANKS).astype(int)]
+    )
     out = {}
     for rank in ranks.tolist():
         steps = np.flatnonzero(predicted[rank] > 0)

@@ -1,4 +1,4 @@
-"""Shards: what one rank computes in one step, built by kdsl, checked on sampled rows, then timed."""
+"""Shards: what a rank computes in one step, built by kdsl, checked on sampled rows, then timed."""
 
 from __future__ import annotations
 
@@ -96,7 +96,12 @@ class Bench:
         self.operators = Operators(model.spec, **options)
 
     def shards(
-        self, name: str, plan: Plan, work: BlockWork, cut: Masks, wanted: Mapping[int, Sequence[int]]
+        self,
+        name: str,
+        plan: Plan,
+        work: BlockWork,
+        cut: Masks,
+        wanted: Mapping[int, Sequence[int]],
     ) -> list[Shard]:
         """Shards of a plan: steps by rank.  Wrong ones raise ValueError."""
         whole = Exchanges(plan, Home.even(self.model.tokens, plan.world), work=work)
@@ -112,7 +117,9 @@ class Bench:
                 error = max(error for _, error in made)
                 if not error < LIMIT[self.model.dtype]:
                     raise ValueError(f"{name}, rank {rank}, step {step}: error {error:.6f}")
-                run = Calls(tuple(c for run, _ in made for c in run.calls), tuple(map(counts_of, pieces)))
+                run = Calls(
+                    tuple(c for run, _ in made for c in run.calls), tuple(map(counts_of, pieces))
+                )
                 out.append(Shard(name, rank, step, error, run))
         return out
 

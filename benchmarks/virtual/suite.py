@@ -1,8 +1,8 @@
 """``python -m benchmarks sequence_parallel --virtual 2,4,8``: ranks one by one on one GPU.
 
 Each rank's share is built, checked on sampled rows and timed, or a sample of them; only the network
-is modelled.  Rows are kept point by point, so that a run that a budget or a fault ends goes on where
-it was.  Without a GPU a tiny model runs by the reference, which shows that it works.
+is modelled.  Rows are kept point by point: a run that a budget or a fault ends goes on where it was.
+Without a GPU a tiny model runs by the reference, which shows that it works.
 """
 
 from __future__ import annotations
@@ -22,16 +22,21 @@ from benchmarks.virtual.cases import MODELS, Model, Point, grid, kept, work_of
 from benchmarks.virtual.fit import fitted
 from benchmarks.virtual.shards import Bench, Timer, timer
 from kdsl.parallel import calibration
+from kdsl.parallel.cost import Costs
 from kdsl.parallel.pieces import Masks
 from kdsl.runtime.builder import device_target
-from kdsl.targets import get
+from kdsl.targets import Target, get
 
 SUITE = "virtual-ranks"
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a run is to do.  ``budget_s`` ends it before the next point; ``fit`` keeps the costs."""
+    """What a run is to do.
+
+    ``budget_s`` ends it before the next point; ``fit`` keeps the costs that it fits, also of models
+    whose points are all there.
+    """
 
     worlds: Sequence[int]
     models: Sequence[str]
@@ -39,6 +44,32 @@ class Asked:
     commit: str
     budget_s: float
     fit: bool = False
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A model's tensors on the device, its fitted costs, and the entries that say them."""
+
+    bench: Bench
+    costs: Costs
+    entries: list[calibration.Entry]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Models that are ready to run, made when they are first asked for."""
+
+    device: Any
+    target: Target
+    clock: Timer
+    held: dict[str, Fit]
+
+    def of(self, model: Model) -> Fit:
+        """One model."""
+        if model.name not in self.held:
+            bench = Bench(model, self.device)
+            self.held[model.name] = Fit(bench, *fitted(model, bench, self.target, self.clock))
+        return self.held[model.name]
 
 
 def suite(asked: Asked, clock: Timer | None = None) -> Iterator[str]:
@@ -56,47 +87,43 @@ def suite(asked: Asked, clock: Timer | None = None) -> Iterator[str]:
         "sources": rows.sources_hash(), "versions": rows.versions(), "date": rows.today(),
     }  # fmt: skip
     place = asked.results / card.replace(" ", "-") / f"{SUITE}.jsonl"
-    held = known(place, about["sources"])
-    begin, left, benches, costs = time.monotonic(), 0, {}, {}
-    done: dict[str, list[points.Timed]] = {}
-    for model, mask, density in grid(asked.worlds, names):
+    held = known(place, str(about["sources"]))
+    begin, left, done = time.monotonic(), 0, dict(held)
+    ready = Ready(device, target, clock, {})
+    for name in names if asked.fit else ():
+        calibration.save(ready.of(MODELS[name]).entries)
+        yield f"{name}: {ready.of(MODELS[name]).costs} kept in {calibration.place()}"
+    for model, mask, density in grid(names):
         todo = [Point(model, mask, density, world) for world in asked.worlds]
         missing = [point for point in todo if point.id not in held]
-        for point in todo:
-            if point.id in held:
-                done[point.id] = held[point.id]
-        if time.monotonic() - begin > asked.budget_s:
-            left += len(missing)
-            continue
-        if not missing:
-            continue
-        if model.name not in benches:
-            benches[model.name] = bench = Bench(model, device)
-            costs[model.name], entries = fitted(model, bench, target, clock)
-            yield f"{model.name}: {costs[model.name].kernel}, {costs[model.name].handling}"
-            if asked.fit:
-                calibration.save(entries)
-                yield f"kept in {calibration.place()}"
-        found = kept(model, mask, density)
-        work = work_of(model, found)
-        cut = Masks(work)
+        found = work = cut = None
         for point in missing:
             if time.monotonic() - begin > asked.budget_s:
                 left += 1
                 continue
-            plans = points.measured(point, work, cut, benches[model.name], costs[model.name], clock)
-            chosen = points.verdict(plans).chosen
-            flop = 4.0 * model.head_dim * model.block**2 * work.total
+            if found is None or work is None or cut is None:
+                found = kept(model, mask, density)
+                work = work_of(model, found)
+                cut = Masks(work)
+            has = ready.of(model)
+            plans = points.measured(point, work, cut, has.bench, has.costs, clock)
             more = {
-                **about, "dtype": model.dtype, "work": flop, "unit": "flop",
+                **about, "dtype": model.dtype, "unit": "flop",
+                "work": 4.0 * model.head_dim * model.block**2 * work.total,
                 "density": round(float(found.mean()), 6),
             }  # fmt: skip
+            chosen = points.verdict(plans).chosen
             rows.append(
                 [points.row(point.id, t, chosen, more) for t in plans], asked.results,
                 card.replace(" ", "-"), SUITE,
             )  # fmt: skip
             done[point.id] = plans
             yield from points.lines(point.id, plans)
+    wanted = {
+        point.id
+        for point in (Point(*what, world) for what in grid(names) for world in asked.worlds)
+    }
+    done = {case: plans for case, plans in done.items() if case in wanted}
     yield ""
     yield from summary(done)
     yield ""
