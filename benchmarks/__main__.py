@@ -97,7 +97,10 @@ def _parser() -> argparse.ArgumentParser:
         "--virtual", type=_numbers, metavar="2,4,8", help="ranks that are run one by one, one GPU"
     )
     ranks.add_argument(
-        "--cases", default=[], type=_names(sequence_parallel.CASES | MODELS), help="models by comma"
+        "--cases",
+        default=[],
+        type=_names([*{**sequence_parallel.CASES, **MODELS}]),
+        help="models by comma",
     )
     ranks.add_argument(
         "--budget", type=float, default=300.0, help="seconds, with --virtual (default: 300)"
@@ -123,7 +126,7 @@ def _on_ranks(given: argparse.Namespace) -> int:
         commit = given.commit or rows.current_commit()
         asked = Asked(given.virtual, given.cases, given.results, commit, given.budget, given.fit)
         return _lines(virtual(asked))
-    for line in sequence_parallel.suite(given.world, given.cases):
+    for line in sequence_parallel.suite(given.world, given.cases, given.fit):
         if os.environ["RANK"] == "0":
             print(line, flush=True)
     return 0

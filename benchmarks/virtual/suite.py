@@ -1,7 +1,7 @@
 """``python -m benchmarks sequence_parallel --virtual 2,4,8``: ranks one by one on one GPU.
 
 Each rank's share is built, checked on sampled rows and timed, or a sample of them; only the network
-is modelled.  Rows are kept point by point: a run that a budget or a fault ends goes on where it was.
+is modelled.  Rows are kept point by point, so that the next run goes on where one ended.
 Without a GPU a tiny model runs by the reference, which shows that it works.
 """
 
