@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kdsl.errors import InputError
+from kdsl.errors import InputError, UnsupportedError
 from kdsl.parallel.channel import Channel
 from kdsl.parallel.exchange import Exchange, Exchanges
 from kdsl.parallel.local import Kernel, Local
@@ -79,9 +79,20 @@ class Sending:
         wanted = [exchange.recv_index] if recv is None else recv
         self.parts = [Picked(place[lines], device) for lines in wanted]
 
-    def exchanged(self, lines: Sequence[Any], channel: Channel, state: Any) -> Any:
+    def exchanged(
+        self, lines: Sequence[Any], channel: Channel, state: Any, anchor: Any = None
+    ) -> Any:
         """What is there for this rank: what arrives, sender by sender, then its own; ``parts`` pick
-        from it.  ``lines`` are tensors whose lines are numbered through."""
+        from it.  ``lines`` are tensors whose lines are numbered through.
+
+        Gradients go back where ``anchor``, or any line without one, asks for them: on all ranks or
+        on none.
+        """
+        from kdsl.parallel import gradients
+
+        if gradients.wanted(*(lines if anchor is None else [anchor])):
+            start = lines[0] if anchor is None else anchor
+            return gradients.exchanged(self, lines, channel, state, start)
         sent = self.send.of(*lines).contiguous()
         # A tensor of its own: sending and receiving in one place would mix them up.
         received = sent.new_empty((self.arriving + self.kept.count, *sent.shape[1:]))
@@ -190,6 +201,7 @@ class Execution:
         import torch
 
         self._check(q, k, v)
+        self._check_gradients(q, k, v)
         batch, heads, here, dim = q.shape
         self.done, self.seen = self.done + 1, (batch, dim, str(q.dtype))
         if self.seen not in self.agreed:
@@ -199,12 +211,12 @@ class Execution:
         turned = [_as_lines(x) for x in (q, k, v)]
         arrived = self.inputs.exchanged(turned, self.channel, self.state)
         outs, lses = (self._ring if self.chunks else self._gathered)(arrived, batch, dim)
-        back = self._back(outs, arrived.new_empty((0, batch, dim)))
+        back = self._back(outs, arrived.new_empty((0, batch, dim)), arrived)
         out = back.view(heads, here, batch, dim).permute(2, 0, 1, 3)
         if not self.with_lse:
             return out, None
         kind = torch.float64 if q.dtype == torch.float64 else torch.float32
-        back = self._back(lses, arrived.new_empty((0, batch), dtype=kind))
+        back = self._back(lses, arrived.new_empty((0, batch), dtype=kind), arrived)
         return out, back.view(heads, here, batch).permute(2, 0, 1)
 
     def _gathered(self, arrived: Any, batch: int, dim: int) -> tuple[list[Any], list[Any]]:
@@ -269,11 +281,21 @@ class Execution:
             lses.append(_as_lines(empty if total is None else total[1]))
         return outs, lses
 
-    def _back(self, results: list[Any], none: Any) -> Any:
+    def _back(self, results: list[Any], none: Any, arrived: Any) -> Any:
         """Lines of this rank's own tokens from all ranks' results."""
         lines = results if len(results) <= SOURCES else [_joined(results)]
-        received = self.outputs.exchanged(lines or [none], self.channel, self.state)
+        received = self.outputs.exchanged(lines or [none], self.channel, self.state, arrived)
         return self.outputs.parts[0].of(received)
+
+    def _check_gradients(self, q: Any, k: Any, v: Any) -> None:
+        from kdsl.parallel.gradients import wanted
+
+        if self.chunks and wanted(q, k, v):
+            raise UnsupportedError(
+                "gradients do not go back around a ring",
+                hint="SparseSequenceParallel(..., gradients=True), which plans without, or "
+                "torch.no_grad()",
+            )
 
     def _check(self, q: Any, k: Any, v: Any) -> None:
         rank, wanted = self.channel.rank, self.wanted

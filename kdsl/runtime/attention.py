@@ -366,6 +366,10 @@ class AttentionOperator(Operator):
             here=self.here, tables={},
         )  # fmt: skip
         self.__dict__.pop("_config", None)
+        held = (rows.start, rows.full, rows.partial, rows.index)
+        said = b"".join(hashlib.sha256(x.tobytes()).digest() for x in held)
+        # Compiled graphs must not take one's rows for another's.
+        self.identity += hashlib.sha256(said).hexdigest()
         remember(self.plain, 1, bound)
 
     def _bound_for(self, tables: Tables | None, batch: int) -> Bound:

@@ -10,11 +10,14 @@ def gather(sources: Sequence[Any], index: Any, out: Any = None) -> Any:
     """Lines ``[len(index), ...]`` of tensors ``[lines, ...]`` that stand one behind the other.
 
     ``index`` is int32 or int64 on their device, below the number of all lines; values are not
-    looked at.  All have one dtype and one shape but for their lines.  ``out`` is filled if given.
+    looked at.  All have one dtype and one shape but for their lines.  ``out`` is filled if given;
+    without it gradients go back, added up over equal numbers.
     """
     import torch
 
     one = sources[0]
+    if out is None and torch.is_grad_enabled() and any(x.requires_grad for x in sources):
+        return torch.cat(list(sources)).index_select(0, index)
     made = one.new_empty((len(index), *one.shape[1:])) if out is None else out
     if _by_kernel(sources, index, made):
         from kdsl.kernels.lines.launch import gather_lines
