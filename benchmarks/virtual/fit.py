@@ -87,7 +87,7 @@ def _handling(model: Model, bench: Bench, plain: Handling, timer: Timer) -> tupl
         each = model.head_dim * flat.element_size() * len(index)
         runs[f"copy {share}"] = lambda index=index: gather([flat], index)
         sizes[f"copy {share}"] = 2.0 * each
-        total = flat[: len(index)].reshape(1, 1, -1, model.head_dim).contiguous()
+        total = flat[: len(index)].reshape(1, 1, -1, model.head_dim).clone()
         lse = torch.zeros(total.shape[:-1], device=bench.device)
         runs[f"merge {share}"] = lambda a=total, b=lse: merge(a, b, a, b, a.dtype)
         sizes[f"merge {share}"] = 3.0 * each
