@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import rows
-from benchmarks.virtual import layer, points
+from benchmarks.virtual import layer, points, whole
 from benchmarks.virtual.cases import MODELS, Model, Point, grid, kept, work_of
 from benchmarks.virtual.fit import fitted
 from benchmarks.virtual.shards import Bench, Timer, timer
@@ -28,6 +28,8 @@ from kdsl.runtime.builder import device_target
 from kdsl.targets import Target, get
 
 SUITE = "virtual-ranks"
+WHOLE, WIDEST = ("video", 0.3), 8
+"""Where whole calls are run too, up to so many ranks: indices of larger rings take long to make."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,8 @@ def suite(asked: Asked, clock: Timer | None = None) -> Iterator[str]:
             )  # fmt: skip
             done[point.id] = plans
             yield from points.lines(point.id, plans)
+            if (mask, density) == WHOLE and point.world <= WIDEST:
+                yield from whole.lines(point, work, has.bench, has.costs, clock)
     wanted = {
         point.id
         for point in (Point(*what, world) for what in grid(names) for world in asked.worlds)

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.virtual import points, suite
+from benchmarks.virtual import points, suite, whole
 from benchmarks.virtual.cases import MASKS, MODELS, Model, Point, grid, kept, work_of
 from benchmarks.virtual.layer import products
 from benchmarks.virtual.shards import Bench, Calls
 from benchmarks.virtual.suite import Asked
 from kdsl import targets
 from kdsl.parallel import calibration
-from kdsl.parallel.cost import Costs, simulate
+from kdsl.parallel.cost import Costs, Handling, simulate
 from kdsl.parallel.kernel_model import KernelModel
 from kdsl.parallel.pieces import Masks
 from kdsl.parallel.topology import Topology
@@ -82,6 +82,25 @@ def test_every_point_has_all_plans(report: tuple[Path, list[str]]) -> None:
         line = next(x for x in said if x.startswith(case) and "regret" in x)
         assert f"{verdict.loss:.3f}" in line
     assert sum("end to end over ulysses" in line for line in said) == 2
+
+
+def test_whole_calls_are_run(report: tuple[Path, list[str]]) -> None:
+    """The product's own call is run for the fullest rank of Ulysses, ring and split heads."""
+    found = [line for line in report[1] if "without the network" in line]
+    assert len(found) == 2 * len(whole.NAMES)
+    assert all(" 0 us, modelled" in line for line in found)
+
+
+def test_whole_calls_are_modelled_apart() -> None:
+    """Without packing and merging a rank's part of the model is its kernels, in a ring too."""
+    work = work_of(TINY, kept(TINY, "video", 0.3))
+    plain = Costs.of(TINY.spec, targets.get("h100"), Topology(4, 4))
+    free = replace(plain, handling=Handling(100.0, 20.0))
+    for c in points.compared(work, free):
+        kernels = points.kernel_us(c.plan, work, free).sum(axis=1)
+        for rank in range(4):
+            assert whole.modelled_us(c.plan, rank, work, free) == pytest.approx(kernels[rank])
+            assert whole.modelled_us(c.plan, rank, work, plain) > kernels[rank]
 
 
 def test_a_model_that_fits_is_seen_to(report: tuple[Path, list[str]]) -> None:
