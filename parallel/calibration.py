@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.resources import as_file, files
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -90,18 +90,30 @@ def load(path: Path | None = None) -> tuple[Entry, ...]:
     if not path.exists():
         return ()
     try:
-        held = json.loads(path.read_text())
+        text = path.read_text()
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error}") from error
+    return _read(text, str(path))
+
+
+def _read(text: str, where: str) -> tuple[Entry, ...]:
+    """The entries of a file's text; StoreError for another's."""
+    try:
+        held = json.loads(text)
         if held["version"] != VERSION:
-            raise StoreError(f"{path} has version {held['version']!r}, this kdsl reads {VERSION}")
+            raise StoreError(f"{where} has version {held['version']!r}, this kdsl reads {VERSION}")
         return tuple(_entry(row) for row in held["entries"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path} holds no fitted costs: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{where} holds no fitted costs: {error}") from error
 
 
 def shipped() -> tuple[Entry, ...]:
-    """The entries that come with kdsl; the user's own take their place."""
-    with as_file(files("kdsl.tuning_db") / FILE) as path:
-        return load(path)
+    """The entries that come with kdsl, if any do; the user's own take their place."""
+    try:
+        place = files("kdsl.tuning_db").joinpath(FILE)
+    except ModuleNotFoundError:
+        return ()
+    return _read(place.read_text(), FILE) if place.is_file() else ()
 
 
 def fitted(
