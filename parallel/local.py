@@ -20,6 +20,7 @@ from kdsl.parallel.pieces import Piece
 from kdsl.parallel.work import Longs
 from kdsl.runtime.attention import AttentionOperator
 from kdsl.runtime.builder import build
+from kdsl.runtime.given_rows import take_rows
 from kdsl.specs import Attention
 
 Kernel = Callable[[Any, Any, Any], tuple[Any, Any]]
@@ -62,7 +63,7 @@ class Operators:
             if plain.backend != "reference":
                 assert isinstance(plain, AttentionOperator)
                 size = (piece.queries, piece.keys)
-                plain.take_rows(from_maps(piece.kept, None, piece.block, *size))
+                take_rows(plain, from_maps(piece.kept, None, piece.block, *size))
                 return plain
         spec = self.local(piece)
         names = {t.name for t in spec.open_tables}

@@ -340,38 +340,6 @@ class AttentionOperator(Operator):
             self.given_backward,
         )
 
-    def take_rows(self, rows: Blocks) -> None:
-        """Visit these rows of blocks in every call without tables, in place of the mask's own.
-
-        A listed block is computed as the mask says, one that is not listed not at all.  The
-        generated kernel stays that of the spec, so that operators on other rows and sizes of a mask
-        without numbers share one; the configuration is looked up for the rows.
-        """
-        if self.backend == "reference" or self.by_batch or self.spec.given_tables:
-            raise UnsupportedError(
-                "rows of blocks for the reference, a mask by batch item or one with tables",
-                hint="masks.everything() or another mask without tables, and a kernel",
-            )
-        sizes = (self.spec.query_grid.tokens, self.spec.key_grid.tokens, self.spec.block)
-        if (rows.queries, rows.keys, rows.block) != sizes:
-            raise InputError(
-                f"rows of {rows.queries} x {rows.keys} tokens in blocks of {rows.block}",
-                hint=f"{sizes[0]} x {sizes[1]} in blocks of {sizes[2]}",
-            )
-        bound = Bound(self.spec, {}, 1, self.templates)
-        bound.tunable.blocks = rows
-        self.tunable = bound.tunable
-        self.choice = settle(
-            self.tunable, self.target, self.asked or "", self.given, self.mode,
-            here=self.here, tables={},
-        )  # fmt: skip
-        self.__dict__.pop("_config", None)
-        held = (rows.start, rows.full, rows.partial, rows.index)
-        said = b"".join(hashlib.sha256(x.tobytes()).digest() for x in held)
-        # Compiled graphs must not take one's rows for another's.
-        self.identity += hashlib.sha256(said).hexdigest()
-        remember(self.plain, 1, bound)
-
     def _bound_for(self, tables: Tables | None, batch: int) -> Bound:
         batch, given = batch if self.by_batch else 1, named(self.spec, tables)
         if not given and batch in self.plain:
