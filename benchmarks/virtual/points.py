@@ -227,7 +227,7 @@ def lines(case: str, plans: Sequence[Timed]) -> Iterator[str]:
         name = t.name + (" <- chosen" if t.name == found.chosen else "")
         yield (
             f"  {name:24} {t.ms:9.3f} ms, kernels {t.kernel_us / 1e3:9.3f}  "
-            f"{found.us / t.ms / 1e3:6.3f} of it chosen  rank {t.ratio:.3f}  "
+            f"chosen takes {found.us / t.ms / 1e3:6.3f} of it  rank {t.ratio:.3f}  "
             f"timeline {t.timeline_ratio:.3f}  {t.megabytes[0]:7.1f} MB ({t.megabytes[1]:.1f})  "
             f"{t.shards} shards"
         )
