@@ -26,6 +26,9 @@ from benchmarks.quantize import suite as quantize
 from benchmarks.shapes import SHAPES
 from benchmarks.shapes import suite as shapes
 from benchmarks.table import show
+from benchmarks.virtual.cases import MODELS
+from benchmarks.virtual.suite import Asked
+from benchmarks.virtual.suite import suite as virtual
 from kdsl.errors import KdslError
 
 TIMED = {
@@ -84,10 +87,27 @@ def _parser() -> argparse.ArgumentParser:
     plain = commands.add_parser("partition", help="balance, planning time and simulated ranks")
     plain.set_defaults(run=lambda _: _lines(partition.suite()))
     ranks = commands.add_parser(
-        "sequence_parallel", help="plans carried out by processes that torchrun started"
+        "sequence_parallel",
+        parents=[written],
+        help="plans carried out by processes that torchrun started, or rank by rank on one GPU",
     )
-    ranks.add_argument("--world", type=int, required=True, help="how many processes there are")
-    ranks.add_argument("--cases", default=[], type=_names(sequence_parallel.CASES))
+    which = ranks.add_mutually_exclusive_group(required=True)
+    which.add_argument("--world", type=int, help="how many processes there are")
+    which.add_argument(
+        "--virtual", type=_numbers, metavar="2,4,8", help="ranks that are run one by one, one GPU"
+    )
+    ranks.add_argument(
+        "--cases",
+        default=[],
+        type=_names([*{**sequence_parallel.CASES, **MODELS}]),
+        help="models by comma",
+    )
+    ranks.add_argument(
+        "--budget", type=float, default=300.0, help="seconds, with --virtual (default: 300)"
+    )
+    ranks.add_argument(
+        "--fit", action="store_true", help="keep fitted costs beside the tuning database"
+    )
     ranks.set_defaults(run=_on_ranks)
     codes = commands.add_parser(
         "quality", parents=[written], help="errors of codes and rotations, with NumPy alone"
@@ -102,10 +122,24 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _on_ranks(given: argparse.Namespace) -> int:
-    for line in sequence_parallel.suite(given.world, given.cases):
+    if given.virtual:
+        commit = given.commit or rows.current_commit()
+        asked = Asked(given.virtual, given.cases, given.results, commit, given.budget, given.fit)
+        return _lines(virtual(asked))
+    for line in sequence_parallel.suite(given.world, given.cases, given.fit):
         if os.environ["RANK"] == "0":
             print(line, flush=True)
     return 0
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        found = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: numbers by comma, as 2,4,8") from None
+    if found[0] < 2:
+        raise argparse.ArgumentTypeError(f"{found[0]} ranks: 2 or more")
+    return found
 
 
 def _first_line(text: str | None) -> str:

@@ -19,7 +19,7 @@ from kdsl.parallel.dbsp import dbsp
 from kdsl.parallel.drift import Drift, replay
 from kdsl.parallel.mesh import Mesh
 from kdsl.parallel.plan import Plan
-from kdsl.parallel.split import split, wrapped
+from kdsl.parallel.split import chopped, split, wrapped
 from kdsl.parallel.topology import presets
 from kdsl.parallel.work import BlockWork, Shape
 from kdsl.specs import Attention
@@ -50,6 +50,7 @@ PLANNERS: dict[str, Callable[[BlockWork, int], Plan]] = {
     "db-SP heads": lambda work, world: dbsp(work, Mesh(world)),
     "whole heads": families.ulysses,
     "split heads": split,
+    "equal pieces": chopped,
     "wrap-around": wrapped,
     "uneven rows": lambda work, world: families.rows(work, Mesh(1, world)),
 }

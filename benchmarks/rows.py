@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -22,8 +23,9 @@ FIELDS = (
     "suite", "case", "impl", "dtype", "ms", "work", "unit", "error", "density", "run", "gpu",
     "commit", "sources", "versions", "date",
 )  # fmt: skip
-OPTIONAL = ("useful", "partial")
-"""What rows of real masks say beside: work of the pairs that are kept, share of partial blocks."""
+OPTIONAL = ("useful", "partial", "virtual")
+"""What rows of real masks say beside: work of the pairs that are kept, share of partial blocks; and
+what is measured and what is modelled of ranks that were run one by one (`virtual`)."""
 
 
 def sources_hash(root: Path = ROOT) -> str:
@@ -88,6 +90,8 @@ def versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
+    if shutil.which("nvidia-smi") is None:
+        return found
     done = subprocess.run(
         ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
         capture_output=True, text=True, check=False,

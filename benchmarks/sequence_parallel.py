@@ -8,6 +8,7 @@ Gloo where there is none: small sizes and the reference as kernel, which shows t
 from __future__ import annotations
 
 import os
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -21,19 +22,20 @@ import numpy.typing as npt
 
 from kdsl import masks
 from kdsl.errors import DistributedError, InputError
-from kdsl.parallel import families
+from kdsl.parallel import calibration, families, partition
 from kdsl.parallel.chooser import ranked
 from kdsl.parallel.cost import Costs
 from kdsl.parallel.dbsp import dbsp
+from kdsl.parallel.fitting import Call, fit_calls
 from kdsl.parallel.home import Home
 from kdsl.parallel.mesh import Mesh, meshes
 from kdsl.parallel.metrics import rank_ratio
 from kdsl.parallel.plan import Plan
-from kdsl.parallel.split import split
+from kdsl.parallel.split import chopped, split
 from kdsl.parallel.topology import Topology
 from kdsl.parallel.work import BlockWork
 from kdsl.runtime.builder import device_target
-from kdsl.specs import Attention
+from kdsl.specs import Attention, Partition
 from kdsl.targets import get as target_named
 
 ROUNDS, SAMPLED = 7, 16
@@ -80,15 +82,18 @@ CASES = {
 }
 
 
-def suite(world: int, names: list[str]) -> Iterator[str]:
-    """Lines for rank 0 to print; all ranks run it."""
+def suite(world: int, names: list[str], fit: bool = False) -> Iterator[str]:
+    """Lines for rank 0 to print; all ranks run it.  ``fit`` keeps costs that explain the times."""
     rank = joined(world)
     import torch
     import torch.distributed as dist
 
     gpu = torch.cuda.is_available()
+    groups: list[tuple[str, Costs, list[Call]]] = []
     for name in names or (["wan14b", "cogvideox"] if gpu else ["small"]):
-        yield from lines(name, CASES[name], world, rank)
+        yield from lines(name, CASES[name], world, rank, groups)
+    if fit and rank == 0:
+        yield from kept_fit(groups)
     # Threads of a group that is still there when Python ends abort the process.
     dist.barrier()
     dist.destroy_process_group()
@@ -125,7 +130,11 @@ def plans(work: BlockWork, world: int, costs: Costs) -> dict[str, Plan]:
         out[f"db-SP {mesh.ulysses} x {mesh.ring}"] = dbsp(work, mesh)
     out |= {
         "A whole heads": families.ulysses(work, world),
+        "A equal counts": families.ulysses(
+            work, world, owner=partition.lpt_swap(work.heads, world, -(-work.shape.heads // world))
+        ),
         "B split heads": split(work, world),
+        "B equal pieces": chopped(work, world),
         "B needed keys": split(work, world, byte_weight=1.0, delivery="needed"),
         "C rows": families.rows(work, around),
         "C needed keys": families.rows(work, around, delivery="needed"),
@@ -135,8 +144,31 @@ def plans(work: BlockWork, world: int, costs: Costs) -> dict[str, Plan]:
     return out
 
 
-def lines(name: str, case: Case, world: int, rank: int) -> Iterator[str]:
-    """A table of one case."""
+def kept_fit(groups: list[tuple[str, Costs, list[Call]]]) -> Iterator[str]:
+    """Fit what calls take beside kernels, and keep it beside the tuning database."""
+    target = device_target() or target_named("h100")
+    found = fit_calls([(costs, calls) for _, costs, calls in groups])
+    entries: list[calibration.Entry] = []
+    for (name, _, calls), costs in zip(groups, found.costs, strict=True):
+        case, topology = CASES[name], costs.topology
+        if topology.node == topology.world:
+            near = calibration.LinkEntry(target.name, "nvlink", topology.inside, len(calls))
+            entries.append(near)
+        what = (costs.handling, costs.slowdown, costs.hidden, len(calls))
+        entries.append(calibration.HandlingEntry(target.name, case.dtype, case.head_dim, 1, *what))
+        yield f"{name}: {costs.handling}, {topology.inside}, hidden {costs.hidden:.2f}"
+    calibration.save(entries)
+    yield f"mean error {found.error:.1%}; kept in {calibration.place()}"
+
+
+def lines(
+    name: str,
+    case: Case,
+    world: int,
+    rank: int,
+    groups: list[tuple[str, Costs, list[Call]]],
+) -> Iterator[str]:
+    """A table of one case; what was timed goes to ``groups`` too."""
     import torch
     import torch.distributed as dist
 
@@ -162,12 +194,15 @@ def lines(name: str, case: Case, world: int, rank: int) -> Iterator[str]:
     node = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     node = node if world % node == 0 else world
     target = device_target() or target_named("h100")
-    costs = Costs.of(spec, target, Topology(world, node))
+    plain = Costs.of(spec, target, Topology(world, node))
+    part = Partition(attention=spec, world=world, node=node)
+    costs = calibration.fitted(plain, part, target)
     options = {} if gpu else {"backend": "reference"}
     runs: dict[str, Callable[[], Any]] = {}
     about: dict[str, tuple[float, float, float]] = {}
     module: SparseSequenceParallel | None = None
-    for label, plan in plans(work, world, costs).items():
+    compared = plans(work, world, costs)
+    for label, plan in compared.items():
         began = time.perf_counter()
         if module is None:
             module = SparseSequenceParallel(
@@ -184,8 +219,12 @@ def lines(name: str, case: Case, world: int, rank: int) -> Iterator[str]:
         runs[label] = run
         about[label] = (error, rank_ratio(plan.loads(work)), made)
     taken: dict[str, list[float]] = {label: [] for label in runs}
+    # What comes first in a round is not always the same; every rank shuffles alike.
+    shuffle, order = random.Random(0), list(runs)
     for _ in range(ROUNDS):
-        for label, call in runs.items():
+        shuffle.shuffle(order)
+        for label in order:
+            call = runs[label]
             if gpu:
                 torch.cuda.synchronize()
             dist.barrier()
@@ -201,13 +240,16 @@ def lines(name: str, case: Case, world: int, rank: int) -> Iterator[str]:
         if work.blocks is not None
         else name
     )
+    calls: list[Call] = []
     for label in runs:
         slowest = [_largest(ms, device) for ms in taken[label]]
         error, ratio, made = about[label]
+        calls.append(Call(compared[label], work, statistics.median(slowest) * 1e3))
         yield (
             f"{name:10} {label:20} {statistics.median(slowest):10.3f} ms  rank ratio {ratio:.3f}  "
             f"error {error:.2e}  made in {made:.0f} ms"
         )
+    groups.append((name, costs, calls))
 
 
 def exact(case: Case, full: list[Any], rows: npt.NDArray[np.int64], kept: Any, device: Any) -> Any:

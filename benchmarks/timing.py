@@ -58,3 +58,38 @@ def _time(run: Run, count: int) -> float:
         end.record()
     torch.cuda.synchronize()
     return statistics.median(start.elapsed_time(end) for start, end in events)
+
+
+def brief(
+    runs: Mapping[str, Run], rounds: int = 5, least_us: float = 200.0, seed: int = 0
+) -> dict[str, float]:
+    """Median microseconds of each of many, one event pair a round in shuffled order.
+
+    What is shorter than ``least_us`` is launched several times between the events.
+    """
+    import torch
+
+    counts = {}
+    for name, run in runs.items():
+        run()
+        counts[name] = max(1, min(32, round(least_us / 1e3 / max(_time(run, 1), 1e-3))))
+    shuffle = random.Random(seed)
+    took: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        order = list(runs)
+        shuffle.shuffle(order)
+        events = {}
+        torch.cuda._sleep(HEAD_START)
+        for name in order:
+            events[name] = pair = (
+                torch.cuda.Event(enable_timing=True),
+                torch.cuda.Event(enable_timing=True),
+            )
+            pair[0].record()
+            for _ in range(counts[name]):
+                runs[name]()
+            pair[1].record()
+        torch.cuda.synchronize()
+        for name, (start, end) in events.items():
+            took[name].append(start.elapsed_time(end) * 1e3 / counts[name])
+    return {name: statistics.median(us) for name, us in took.items()}

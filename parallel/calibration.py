@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from kdsl.errors import StoreError
-from kdsl.parallel.cost import Costs, KernelModel
+from kdsl.parallel.cost import Costs, Handling, KernelModel
 from kdsl.parallel.topology import Link
 from kdsl.runtime.calibration import own_path
 from kdsl.specs import Partition
@@ -49,7 +50,21 @@ class LinkEntry:
     samples: int
 
 
-Entry = KernelEntry | LinkEntry
+@dataclass(frozen=True)
+class HandlingEntry:
+    """What calls take beside kernels and links on GPUs of one model, and how far passes overlap."""
+
+    gpu: str
+    dtype: str
+    head_dim: int
+    batch: int
+    handling: Handling
+    slowdown: float
+    hidden: float
+    samples: int
+
+
+Entry = KernelEntry | LinkEntry | HandlingEntry
 
 
 def place() -> Path:
@@ -75,12 +90,30 @@ def load(path: Path | None = None) -> tuple[Entry, ...]:
     if not path.exists():
         return ()
     try:
-        held = json.loads(path.read_text())
+        text = path.read_text()
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error}") from error
+    return _read(text, str(path))
+
+
+def _read(text: str, where: str) -> tuple[Entry, ...]:
+    """The entries of a file's text; StoreError for another's."""
+    try:
+        held = json.loads(text)
         if held["version"] != VERSION:
-            raise StoreError(f"{path} has version {held['version']!r}, this kdsl reads {VERSION}")
+            raise StoreError(f"{where} has version {held['version']!r}, this kdsl reads {VERSION}")
         return tuple(_entry(row) for row in held["entries"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path} holds no fitted costs: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{where} holds no fitted costs: {error}") from error
+
+
+def shipped() -> tuple[Entry, ...]:
+    """The entries that come with kdsl, if any do; the user's own take their place."""
+    try:
+        place = files("kdsl.tuning_db").joinpath(FILE)
+    except ModuleNotFoundError:
+        return ()
+    return _read(place.read_text(), FILE) if place.is_file() else ()
 
 
 def fitted(
@@ -89,10 +122,19 @@ def fitted(
     """Costs with what was fitted in place of what data sheets say."""
     attention, topology = spec.attention, costs.topology
     wanted = ("kernel", target.cc, spec.dtype, spec.head_dim, attention.block, batch)
-    for entry in load(path):
+    held = {_subject(e): e for e in (*(shipped() if path is None else ()), *load(path))}
+    for entry in held.values():
         if isinstance(entry, KernelEntry):
             if _subject(entry) == repr(wanted):
                 costs = replace(costs, kernel=entry.model)
+        elif isinstance(entry, HandlingEntry):
+            if _subject(entry) == repr(("handling", target.name, *wanted[2:4], batch)):
+                costs = replace(
+                    costs,
+                    handling=entry.handling,
+                    slowdown=entry.slowdown,
+                    hidden=entry.hidden,
+                )
         elif (entry.gpu, entry.name) == (target.name, spec.link):
             topology = replace(topology, inside=entry.link)
         elif (entry.gpu, entry.name) == (target.name, BETWEEN):
@@ -104,6 +146,8 @@ def _subject(entry: Entry) -> str:
     if isinstance(entry, KernelEntry):
         what = (entry.cc, entry.dtype, entry.head_dim, entry.block, entry.batch)
         return repr(("kernel", *what))
+    if isinstance(entry, HandlingEntry):
+        return repr(("handling", entry.gpu, entry.dtype, entry.head_dim, entry.batch))
     return repr(("link", entry.gpu, entry.name))
 
 
@@ -114,4 +158,6 @@ def _entry(row: dict[str, Any]) -> Entry:
         return KernelEntry(block=tuple(fields.pop("block")), model=model, **fields)
     if row["kind"] == "LinkEntry":
         return LinkEntry(link=Link(**fields.pop("link")), **fields)
+    if row["kind"] == "HandlingEntry":
+        return HandlingEntry(handling=Handling(**fields.pop("handling")), **fields)
     raise ValueError(f"an entry of kind {row['kind']!r}")

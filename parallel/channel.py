@@ -84,9 +84,18 @@ class Channel:
                 )
 
     def all_to_all(
-        self, received: Any, sent: Any, recv: Sequence[int], send: Sequence[int], state: Any
+        self,
+        received: Any,
+        sent: Any,
+        recv: Sequence[int],
+        send: Sequence[int],
+        state: Any,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> None:
-        """One all-to-all-v of the first axis; ``state()`` is what `agree` compares if it fails."""
+        """One all-to-all-v of the first axis; ``state()`` is what `agree` compares if it fails.
+
+        What ``meanwhile`` does runs beside it.
+        """
         import torch.distributed as dist
 
         def begin() -> Sequence[Any]:
@@ -96,7 +105,9 @@ class Channel:
                 )
             ]
 
-        self.wait(self.begin(begin, state), received, state)
+        works = self.begin(begin, state)
+        meanwhile()
+        self.wait(works, received, state)
 
     def passing(self, sent: Any, to: int, received: Any, source: int, state: Any) -> Sequence[Any]:
         """Start to send to one rank and to receive from another; `wait` ends it."""

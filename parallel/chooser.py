@@ -7,18 +7,18 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from kdsl.errors import InputError
-from kdsl.parallel import families
-from kdsl.parallel.cost import Costs, most_chunks, simulate
+from kdsl.parallel import families, partition
+from kdsl.parallel.cost import MB, Costs, most_chunks, simulate
 from kdsl.parallel.dbsp import BONUS, REPLAN, dbsp
 from kdsl.parallel.mesh import meshes
 from kdsl.parallel.metrics import imbalance_ratio
 from kdsl.parallel.plan import FAMILIES, Delivery, Family, Plan
-from kdsl.parallel.split import split
+from kdsl.parallel.split import chopped, in_nodes, split
 from kdsl.parallel.work import BlockWork
 
 Mode = Literal["static", "lagged", "exact"]
-WEIGHTS = (0.0, 0.25, 1.0, 4.0)
-"""Byte weights that head splitting is tried with, in kept blocks a row."""
+WEIGHTS = (0.0, 0.5, 1.0)
+"""Byte weights that head splitting is tried with, in what a row of a head costs by the model."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,14 @@ def candidates(
     deliveries: tuple[Delivery, ...] = ("all", "needed") if known else ("all",)
     if "ulysses" in among:
         yield "ulysses", families.ulysses(work, world)
+        most = -(-work.shape.heads // world)
+        owner = partition.lpt_swap(work.heads, world, most)
+        yield "ulysses, equal counts", families.ulysses(work, world, owner=owner)
         yield "ulysses plain", families.plain(work, meshes(world)[0])
     if "split" in among:
-        for weight in weights:
-            made = split(work, world, tolerance=tolerance, byte_weight=weight)
+        for name, made in _split(work, costs, tolerance, weights):
             for delivery in deliveries:
-                yield (
-                    f"split, byte weight {weight:g}, {delivery} keys",
-                    replace(made, delivery=delivery),
-                )
+                yield f"{name}, {delivery} keys", replace(made, delivery=delivery)
     for mesh in meshes(world):
         size = f"{mesh.ulysses} x {mesh.ring}"
         if "rows" in among and mesh.ring > 1:
@@ -70,6 +69,43 @@ def candidates(
             yield f"mesh {size} plain", families.plain(work, mesh)
         if "dbsp" in among and (known or mesh.ring == 1):
             yield f"db-SP {size}", dbsp(work, mesh, bonus=bonus)
+
+
+def _split(
+    work: BlockWork, costs: Costs, tolerance: float, weights: Sequence[float]
+) -> Iterator[tuple[str, Plan]]:
+    """Ways to split heads: by work and bytes, in equal numbers of pieces, inside nodes."""
+    world, node, unit = costs.topology.world, costs.topology.node, row_weight(work, costs)
+    made = []
+    for weight in weights:
+        extra = weight * unit
+        made.append((f"split, byte weight {weight:g}", split(
+            work, world, tolerance=tolerance, byte_weight=extra
+        )))  # fmt: skip
+    least = -(-work.shape.heads // world)
+    for each in (least, least + 1):
+        for weight in weights[:: len(weights) - 1 or 1]:
+            extra = weight * unit
+            made.append((f"chopped, {each} a rank, byte weight {weight:g}", chopped(
+                work, world, each=each, byte_weight=extra
+            )))  # fmt: skip
+    if node < world:
+        made.append((f"split in nodes of {node}", in_nodes(work, world, node)))
+    seen = set()
+    for name, plan in made:
+        if plan.ranks not in seen:
+            seen.add(plan.ranks)
+            yield name, plan
+
+
+def row_weight(work: BlockWork, costs: Costs) -> float:
+    """What a row of blocks of a head costs beside its kept blocks, in kept blocks: its kernels, and
+    bringing and packing q, k, v and the result over the slower of the links."""
+    model, topology = costs.kernel, costs.topology
+    link = topology.inside if topology.node == topology.world else topology.between
+    moved = 4 * work.shape.block[0] * costs.line_bytes
+    us = model.row_us + moved * (1 / link.bytes_per_us + 2 * costs.handling.copy_us / MB)
+    return us / model.block_us if model.block_us else 0.0
 
 
 def ranked(

@@ -36,25 +36,14 @@ class Exchange:
 
 
 @dataclass(frozen=True, eq=False)
-class RankExchange:
-    """What one rank sends and receives around one attention.
-
-    ``inputs`` takes local lines, numbered ``q | k | v``: line ``h * n + i`` of q is local token i
-    (of n, see `Home.tokens_of`) of query head h; behind all of q come k and then v in the same way
-    over key heads.  Its result is ``q_lines`` lines of q, panel by panel, in each panel head by
-    head, tokens ascending in stored order; then ``k_lines`` of k by key head (`Plan.key_heads`, for
-    a ring `Plan.ring_heads`), tokens of the delivered key blocks ascending; then as many of v.
-
-    ``outputs`` takes the panels' results, numbered as the q lines were; its result is the local
-    output, line ``h * n + i``.  Log-sum-exps travel in the same way, with lines of one number.
+class Delivered:
+    """What one rank has to work on.
 
     ``panel_lines`` are the lines of q of each panel, ``key_lines`` those of k of each key head, and
     ``key_blocks`` the delivered key blocks of each, ascending: key block b of a kernel's list
     becomes block ``searchsorted(key_blocks[i], b)`` of the lines of key head i.
     """
 
-    inputs: Exchange
-    outputs: Exchange
     panel_lines: tuple[int, ...]
     key_lines: tuple[int, ...]
     key_blocks: tuple[Longs, ...]
@@ -68,6 +57,24 @@ class RankExchange:
     def k_lines(self) -> int:
         """Lines of k, and as many of v."""
         return sum(self.key_lines)
+
+
+@dataclass(frozen=True, eq=False)
+class RankExchange(Delivered):
+    """What one rank sends and receives around one attention.
+
+    ``inputs`` takes local lines, numbered ``q | k | v``: line ``h * n + i`` of q is local token i
+    (of n, see `Home.tokens_of`) of query head h; behind all of q come k and then v in the same way
+    over key heads.  Its result is ``q_lines`` lines of q, panel by panel, in each panel head by
+    head, tokens ascending in stored order; then ``k_lines`` of k by key head (`Plan.key_heads`, for
+    a ring `Plan.ring_heads`), tokens of the delivered key blocks ascending; then as many of v.
+
+    ``outputs`` takes the panels' results, numbered as the q lines were; its result is the local
+    output, line ``h * n + i``.  Log-sum-exps travel in the same way, with lines of one number.
+    """
+
+    inputs: Exchange
+    outputs: Exchange
 
 
 class Exchanges:
@@ -118,11 +125,20 @@ class Exchanges:
 
     def of(self, rank: int) -> RankExchange:
         """One rank's part."""
-        plan = self.plan
-        (size, key_size), held = plan.shape.block, self._blocks[rank]
+        held = self.delivered(rank)
         return RankExchange(
+            held.panel_lines,
+            held.key_lines,
+            held.key_blocks,
             self._inputs(rank),
             self._outputs(rank),
+        )
+
+    def delivered(self, rank: int) -> Delivered:
+        """What one rank has to work on, without the index arrays that bring it there."""
+        plan = self.plan
+        (size, key_size), held = plan.shape.block, self._blocks[rank]
+        return Delivered(
             tuple(
                 len(p.heads) * len(_tokens(indices(p.rows), size, plan.shape.queries))
                 for p in plan.ranks[rank]

@@ -13,13 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from kdsl.errors import InputError
+from kdsl.errors import InputError, UnsupportedError
 from kdsl.parallel.channel import Channel
 from kdsl.parallel.exchange import Exchange, Exchanges
 from kdsl.parallel.local import Kernel, Local
 from kdsl.parallel.pieces import Calls, Masks, calls_of
 from kdsl.parallel.work import BlockWork, Longs
+from kdsl.runtime.lines import gather
 from kdsl.runtime.merge import merge
+
+SOURCES = 3
+"""Tensors that one gather reads from."""
 
 
 class Picked:
@@ -31,32 +35,71 @@ class Picked:
         self.count = len(lines)
         self.first = int(lines[0]) if self.count else 0
         neighbours = bool((lines == self.first + np.arange(self.count)).all())
-        self.index = None if neighbours else torch.from_numpy(lines).to(device)
+        # Half of the bytes that an index of 64 bits has.
+        narrow = lines.astype(np.int32) if lines.max(initial=0) < 2**31 else lines
+        self.index = None if neighbours else torch.from_numpy(narrow).to(device)
 
-    def of(self, buffer: Any) -> Any:
-        """The lines ``[count, ...]`` of a buffer ``[lines, ...]``."""
+    def of(self, *buffers: Any) -> Any:
+        """The lines ``[count, ...]`` of buffers ``[lines, ...]`` one behind the other."""
+        if self.index is not None:
+            return gather(buffers, self.index)
+        return _joined(buffers).narrow(0, self.first, self.count)
+
+    def into(self, out: Any, *buffers: Any) -> None:
+        """Copy them to ``out``."""
         if self.index is None:
-            return buffer.narrow(0, self.first, self.count)
-        return buffer.index_select(0, self.index)
+            out.copy_(self.of(*buffers))
+        else:
+            gather(buffers, self.index, out)
 
 
 class Sending:
-    """An `Exchange` on a device."""
+    """An `Exchange` on a device, seen from one rank.
+
+    What a rank sends to itself stays out of the all-to-all: it is gathered behind what comes from
+    the others, while that travels.
+    """
 
     def __init__(
-        self, exchange: Exchange, device: Any, recv: Sequence[Longs] | None = None
+        self, exchange: Exchange, rank: int, device: Any, recv: Sequence[Longs] | None = None
     ) -> None:
-        self.send_splits, self.recv_splits = exchange.send_splits, exchange.recv_splits
-        self.arriving = sum(exchange.recv_splits)
-        self.send = Picked(exchange.send_index, device)
-        self.parts = [Picked(x, device) for x in ([exchange.recv_index] if recv is None else recv)]
+        begin, own = sum(exchange.send_splits[:rank]), exchange.send_splits[rank]
+        index = exchange.send_index
+        self.send_splits, self.recv_splits = (
+            tuple(0 if p == rank else n for p, n in enumerate(splits))
+            for splits in (exchange.send_splits, exchange.recv_splits)
+        )
+        self.send = Picked(np.delete(index, slice(begin, begin + own)), device)
+        self.kept = Picked(index[begin : begin + own], device)
+        self.arriving = sum(self.recv_splits)
+        first = sum(exchange.recv_splits[:rank])
+        place = np.arange(self.arriving + own)
+        place[first + own :] -= own
+        place[first : first + own] = self.arriving + np.arange(own)
+        wanted = [exchange.recv_index] if recv is None else recv
+        self.parts = [Picked(place[lines], device) for lines in wanted]
 
-    def exchanged(self, lines: Any, channel: Channel, state: Any) -> Any:
-        """What arrives for ``lines``, sender by sender; ``parts`` pick from it."""
-        sent = self.send.of(lines).contiguous()
+    def exchanged(
+        self, lines: Sequence[Any], channel: Channel, state: Any, anchor: Any = None
+    ) -> Any:
+        """What is there for this rank: what arrives, sender by sender, then its own; ``parts`` pick
+        from it.  ``lines`` are tensors whose lines are numbered through.
+
+        Gradients go back where ``anchor``, or any line without one, asks for them: on all ranks or
+        on none.
+        """
+        from kdsl.parallel import gradients
+
+        if gradients.wanted(*(lines if anchor is None else [anchor])):
+            start = lines[0] if anchor is None else anchor
+            return gradients.exchanged(self, lines, channel, state, start)
+        sent = self.send.of(*lines).contiguous()
         # A tensor of its own: sending and receiving in one place would mix them up.
-        received = sent.new_empty((self.arriving, *sent.shape[1:]))
-        channel.all_to_all(received, sent, self.recv_splits, self.send_splits, state)
+        received = sent.new_empty((self.arriving + self.kept.count, *sent.shape[1:]))
+        channel.all_to_all(
+            received[: self.arriving], sent, self.recv_splits, self.send_splits, state,
+            lambda: self.kept.into(received[self.arriving :], *lines),
+        )  # fmt: skip
         return received
 
 
@@ -106,13 +149,14 @@ class Execution:
         else:
             for step in (s for s in self.calls.steps[0] if s):
                 wanted += [index[q_lines + step.keys], index[q_lines + k_lines + step.keys]]
-        self.inputs = Sending(part.inputs, device, wanted)
+        self.inputs = Sending(part.inputs, rank, device, wanted)
         order = np.concatenate([*self.calls.queries, np.zeros(0, np.int64)])
         place = np.empty(len(order), np.int64)
         place[order] = np.arange(len(order))
         out = part.outputs
         self.outputs = Sending(
             Exchange(out.send_splits, out.recv_splits, place[out.send_index], out.recv_index),
+            rank,
             device,
         )
         self.kernels: list[list[Kernel | None]] = [
@@ -157,6 +201,7 @@ class Execution:
         import torch
 
         self._check(q, k, v)
+        self._check_gradients(q, k, v)
         batch, heads, here, dim = q.shape
         self.done, self.seen = self.done + 1, (batch, dim, str(q.dtype))
         if self.seen not in self.agreed:
@@ -164,14 +209,14 @@ class Execution:
             self.agreed.add(self.seen)
         # Lines come first, so that the lines of one rank are one stretch of memory.
         turned = [_as_lines(x) for x in (q, k, v)]
-        arrived = self.inputs.exchanged(torch.cat(turned), self.channel, self.state)
+        arrived = self.inputs.exchanged(turned, self.channel, self.state)
         outs, lses = (self._ring if self.chunks else self._gathered)(arrived, batch, dim)
-        back = self._back(outs, arrived.new_empty((0, batch, dim)))
+        back = self._back(outs, arrived.new_empty((0, batch, dim)), arrived)
         out = back.view(heads, here, batch, dim).permute(2, 0, 1, 3)
         if not self.with_lse:
             return out, None
         kind = torch.float64 if q.dtype == torch.float64 else torch.float32
-        back = self._back(lses, arrived.new_empty((0, batch), dtype=kind))
+        back = self._back(lses, arrived.new_empty((0, batch), dtype=kind), arrived)
         return out, back.view(heads, here, batch).permute(2, 0, 1)
 
     def _gathered(self, arrived: Any, batch: int, dim: int) -> tuple[list[Any], list[Any]]:
@@ -236,13 +281,21 @@ class Execution:
             lses.append(_as_lines(empty if total is None else total[1]))
         return outs, lses
 
-    def _back(self, results: list[Any], none: Any) -> Any:
+    def _back(self, results: list[Any], none: Any, arrived: Any) -> Any:
         """Lines of this rank's own tokens from all ranks' results."""
-        import torch
-
-        lines = torch.cat(results) if results else none
-        received = self.outputs.exchanged(lines, self.channel, self.state)
+        lines = results if len(results) <= SOURCES else [_joined(results)]
+        received = self.outputs.exchanged(lines or [none], self.channel, self.state, arrived)
         return self.outputs.parts[0].of(received)
+
+    def _check_gradients(self, q: Any, k: Any, v: Any) -> None:
+        from kdsl.parallel.gradients import wanted
+
+        if self.chunks and wanted(q, k, v):
+            raise UnsupportedError(
+                "gradients do not go back around a ring",
+                hint="SparseSequenceParallel(..., gradients=True), which plans without, or "
+                "torch.no_grad()",
+            )
 
     def _check(self, q: Any, k: Any, v: Any) -> None:
         rank, wanted = self.channel.rank, self.wanted
@@ -260,6 +313,13 @@ class Execution:
                 raise InputError(
                     f"{name} of rank {rank} is {x.dtype} on {x.device}, q {q.dtype} on {q.device}"
                 )
+
+
+def _joined(lines: Sequence[Any]) -> Any:
+    """Tensors of lines as one."""
+    import torch
+
+    return lines[0] if len(lines) == 1 else torch.cat(list(lines))
 
 
 def _told(exchanges: Exchanges, work: BlockWork, with_lse: bool) -> dict[str, Any]:

@@ -24,7 +24,10 @@ def ulysses(work: BlockWork, world: int, *, owner: Longs | None = None) -> Plan:
     if owner is None:
         owner = partition.lpt_swap(work.heads, world)
     every: Runs = ((0, work.shape.rows),)
-    ranks = tuple(_panel(np.flatnonzero(owner == p), every) for p in range(world))
+    held: list[list[int]] = [[] for _ in range(world)]
+    for head, rank in enumerate(owner.tolist()):
+        held[rank].append(head)
+    ranks = tuple(_panel(heads, every) for heads in held)
     return Plan("ulysses", work.shape, Mesh(world), ranks)
 
 

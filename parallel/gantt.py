@@ -6,7 +6,13 @@ from xml.sax.saxutils import escape
 
 from kdsl.parallel.timeline import Timeline
 
-COLOURS = {"input": "#e0a030", "compute": "#3070b0", "pass": "#c0c0c0", "output": "#b05030"}
+COLOURS = {
+    "copy": "#60a060",
+    "input": "#e0a030",
+    "compute": "#3070b0",
+    "pass": "#c0c0c0",
+    "output": "#b05030",
+}
 WIDTH, ROW, LEFT, TOP = 900, 18, 60, 34
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from kdsl import masks
+from kdsl.blocks import from_maps
 from kdsl.errors import UnsupportedError
 from kdsl.expr.nodes import Expr, const, var
 from kdsl.expr.tables import table
@@ -16,7 +18,9 @@ from kdsl.intervals.classify import head_order
 from kdsl.masks import Mask
 from kdsl.parallel.pieces import Piece
 from kdsl.parallel.work import Longs
+from kdsl.runtime.attention import AttentionOperator
 from kdsl.runtime.builder import build
+from kdsl.runtime.given_rows import take_rows
 from kdsl.specs import Attention
 
 Kernel = Callable[[Any, Any, Any], tuple[Any, Any]]
@@ -48,17 +52,23 @@ class Operators:
         self.spec, self.tables, self.options = spec, dict(tables or {}), options
 
     def __call__(self, piece: Piece) -> Kernel:
-        """The bound operator of a piece."""
+        """The bound operator of a piece.
+
+        Where the mask cuts no block, its map is in the lists alone: pieces of all sizes then share
+        one generated kernel, and a new plan compiles nothing.
+        """
+        if not piece.partial.any():
+            whole = replace(self.local(piece), mask=masks.everything())
+            plain = build(whole, **self.options)
+            if plain.backend != "reference":
+                assert isinstance(plain, AttentionOperator)
+                size = (piece.queries, piece.keys)
+                take_rows(plain, from_maps(piece.kept, None, piece.block, *size))
+                return plain
         spec = self.local(piece)
         names = {t.name for t in spec.open_tables}
         values = {n: v for n, v in self.tables.items() if n in names}
-        op = build(spec, tables={**values, "kept": piece.kept.astype(np.uint8)}, **self.options)
-
-        def kernel(q: Any, k: Any, v: Any) -> tuple[Any, Any]:
-            out, lse = op(q, k, v)
-            return out, lse
-
-        return kernel
+        return build(spec, tables={**values, "kept": piece.kept.astype(np.uint8)}, **self.options)
 
     def local(self, piece: Piece) -> Attention:
         """The attention that a piece is; its table ``"kept"`` are the blocks it visits."""

@@ -13,6 +13,7 @@ import torch
 from kdsl import targets
 from kdsl.errors import InputError, UnsupportedError
 from kdsl.orders import Order
+from kdsl.parallel.calibration import fitted
 from kdsl.parallel.channel import Channel
 from kdsl.parallel.chooser import ranked
 from kdsl.parallel.cost import Costs
@@ -45,8 +46,11 @@ class SparseSequenceParallel(torch.nn.Module):
     ``options`` go to `kdsl.build`.  Making one and `replan` are collective over ``group``.
 
     Errors name the rank: `DistributedError` where there is no process group, where ranks hold
-    different plans, masks or sizes, and where one does not answer within ``timeout_s``.  There are
-    no gradients yet.
+    different plans, masks or sizes, and where one does not answer within ``timeout_s``.
+
+    Gradients go back to every rank's q, k and v, the way back being collective too; not around a
+    ring, which ``gradients=True`` leaves out of what is chosen from.  Tokens that live on every
+    rank have a gradient on each, whose sum is theirs.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class SparseSequenceParallel(torch.nn.Module):
         local: Local | None = None,
         device: Any = None,
         timeout_s: float = 60.0,
+        gradients: bool = False,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -82,7 +87,7 @@ class SparseSequenceParallel(torch.nn.Module):
         alike = self.spec.query_grid == self.spec.key_grid
         own = self.home if alike else Home.even(self.spec.key_grid.tokens, world)
         self.key_home = key_home or own
-        self._local, self._options = local, options
+        self._local, self._options, self._gradients = local, options, gradients
         self.replan(tables, plan)
 
     def replan(self, tables: Tables | None = None, plan: Plan | None = None) -> Plan:
@@ -95,7 +100,9 @@ class SparseSequenceParallel(torch.nn.Module):
         work = BlockWork.of(spec.rows(values), spec.heads, spec.group_heads)
         if plan is None:
             # Chunks of an all-to-all that overlap kernels are planned for, not carried out yet.
-            plan = ranked(work, self.costs or self._costs(), chunks=(1,))[0].plan
+            found = ranked(work, self.costs or self._costs(), chunks=(1,))
+            rings = ("ring",) if self._gradients else ()
+            plan = next(c.plan for c in found if c.plan.delivery not in rings)
         exchanges = Exchanges(
             plan,
             self.home,
@@ -121,10 +128,6 @@ class SparseSequenceParallel(torch.nn.Module):
 
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Any:
         """The output of this rank's tokens, like q; a pair with ``return_lse``."""
-        if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
-            raise UnsupportedError(
-                "sequence-parallel attention has no gradients yet", hint="torch.no_grad()"
-            )
         out, lse = self.execution(q, k, v)
         return (out, lse) if self.spec.return_lse else out
 
@@ -137,10 +140,14 @@ class SparseSequenceParallel(torch.nn.Module):
         )
 
     def _costs(self) -> Costs:
-        """By data sheets, of the GPU at hand or an H100: every rank must come to the same."""
+        """What was fitted or data sheets say of the GPU at hand, or an H100.
+
+        Every rank must come to the same: entries of a user's own belong on all machines.
+        """
         target = device_target() or targets.get("h100")
         topology = Topology.of(self.partition)
-        return Costs.of(self.spec, target, topology, replicated=_text(self.partition))
+        plain = Costs.of(self.spec, target, topology, replicated=_text(self.partition))
+        return fitted(plain, self.partition, target)
 
 
 def _partition(spec: Attention | Partition, world: int) -> Partition:

@@ -92,13 +92,16 @@ def lpt_swap(weights: npt.ArrayLike, parts: int, cap: int | None = None) -> Long
     counts = np.bincount(owner, minlength=parts)
     for _ in range(MOST_SWAPS):
         full = int(load.argmax())
-        inside, outside = np.flatnonzero(owner == full), np.flatnonzero(owner != full)
+        inside = np.flatnonzero(owner == full)
+        if len(inside) < 2:
+            break  # whoever takes its one item, alone or not, is at least as full
+        outside = np.flatnonzero(owner != full)
         # The last columns stand for empty places: moves without return.
         takers = np.arange(parts)
         takers = takers[(takers != full) & (counts < (len(given) if cap is None else cap))]
         back = np.concatenate([given[outside], np.zeros(len(takers), np.int64)])
         to = np.concatenate([owner[outside], takers])
-        if not len(inside) or not len(to):
+        if not len(to):
             break
         shift = given[inside][:, None] - back[None]
         height = np.maximum(load[full] - shift, load[to][None] + shift)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdsl.errors import InputError
-from kdsl.parallel.exchange import RankExchange
+from kdsl.parallel.exchange import Delivered
 from kdsl.parallel.plan import Panel, Plan, indices
 from kdsl.parallel.work import BlockWork, Longs, Shape
 
@@ -106,7 +106,7 @@ class Masks:
         return self.kept[index] & there, self.cut[index] & there
 
 
-def calls_of(plan: Plan, rank: int, parts: Sequence[RankExchange], masks: Masks) -> Calls:
+def calls_of(plan: Plan, rank: int, parts: Sequence[Delivered], masks: Masks) -> Calls:
     """What a rank computes.  ``parts`` are the exchanges by rank; a ring reads its neighbours'."""
     ring = plan.delivery == "ring"
     sources = tuple(plan.mesh.source(rank, s) for s in range(plan.mesh.ring)) if ring else (rank,)
@@ -147,7 +147,7 @@ def _against(
     panel: Panel,
     tokens: int,
     at_hand: tuple[int, ...],
-    part: RankExchange,
+    part: Delivered,
     masks: Masks,
 ) -> tuple[Piece, Longs]:
     """A panel of uniform groups against the keys of one rank."""

@@ -11,14 +11,15 @@ from kdsl.parallel.mesh import Mesh
 from kdsl.parallel.topology import Floats
 from kdsl.parallel.work import Longs
 
-KINDS = ("input", "compute", "pass", "output")
+KINDS = ("copy", "input", "compute", "pass", "output")
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
     """Something on one rank from ``start_us`` to ``end_us``; ``step`` counts ring steps, or chunks.
 
-    ``input`` and ``output`` are the all-to-alls, ``pass`` is a chunk of keys coming in.
+    ``input`` and ``output`` are the all-to-alls, ``copy`` is packing and unpacking for them,
+    ``pass`` a chunk of keys coming in.
     """
 
     rank: int

@@ -18,12 +18,18 @@ class Traffic:
 
     ``inputs``: q, k and v before attention, ``outputs``: results after it, int64
     ``[world, world]``.  ``passes``: k and v that each rank sends on in each step of its ring, int64
-    ``[world, steps - 1]``.
+    ``[world, steps - 1]``.  Lines that stay go through the exchange's buffers like the others:
+    ``inputs_kept`` and ``outputs_kept`` ``[world]``.  ``computed`` are a rank's results,
+    ``own`` those for its tokens.
     """
 
     inputs: Longs
     outputs: Longs
     passes: Longs
+    inputs_kept: Longs
+    outputs_kept: Longs
+    computed: Longs
+    own: Longs
 
     @property
     def received(self) -> Longs:
@@ -51,16 +57,32 @@ def traffic(
     keys = _by_owner(key_home, shape.block[1], shape.columns)
     inputs = np.zeros((world, world), np.int64)
     outputs = np.zeros((world, world), np.int64)
+    kept, computed = np.zeros(world, np.int64), np.zeros(world, np.int64)
     for rank, panels in enumerate(plan.ranks):
         for panel in panels:
             lines = _summed(rows, panel.rows) * len(panel.heads)
             inputs[:, rank] += lines[:-1]
+            kept[rank] += lines[-1]
+            computed[rank] += lines.sum()
             # Results of replicated tokens go to every rank.
             outputs[rank] += lines[:-1] + lines[-1]
-        inputs[:, rank] += 2 * _keys(plan, rank, keys, work)[:-1]
+        came = 2 * _keys(plan, rank, keys, work)
+        inputs[:, rank] += came[:-1]
+        kept[rank] += came[-1]
+    kept += inputs.diagonal()
+    back = outputs.diagonal().copy()
     np.fill_diagonal(inputs, 0)
     np.fill_diagonal(outputs, 0)
-    return Traffic(inputs, outputs, _passes(plan))
+    own = rows[-1, :-1] + rows[-1, -1]
+    return Traffic(
+        inputs,
+        outputs,
+        _passes(plan),
+        kept,
+        back,
+        computed,
+        shape.heads * own,
+    )
 
 
 def _keys(plan: Plan, rank: int, keys: Longs, work: BlockWork | None) -> Longs:

@@ -139,6 +139,11 @@ class BlockWork:
         return np.asarray(self.rows.sum(axis=1), np.int64)
 
     @cached_property
+    def tallest(self) -> Longs:
+        """The most kept blocks of a row, for each head."""
+        return np.asarray(self.rows.max(axis=1, initial=0), np.int64)
+
+    @cached_property
     def total(self) -> int:
         """Kept blocks of all heads."""
         return int(self.heads.sum())

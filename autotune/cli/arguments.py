@@ -101,6 +101,13 @@ def tune_parser() -> argparse.ArgumentParser:
         "--node", type=int, metavar="N", help="GPUs of a node, with --world (default: all of them)"
     )
     parser.add_argument(
+        "--drift",
+        type=float,
+        metavar="SHARE",
+        help="with --world: such a share of the mask's rows changes from step to step, times are "
+        "means over steps, and the threshold to plan anew is tuned too",
+    )
+    parser.add_argument(
         "--link", choices=LINKS, help="what joins the GPUs of a node (default: nvlink)"
     )
     parser.add_argument(

@@ -119,7 +119,7 @@ def _understood(given: argparse.Namespace) -> Plan:
 def _check_world(given: argparse.Namespace) -> None:
     """Usage for options that say nothing of a division, or that need one."""
     if given.world is None:
-        for option in ("node", "link"):
+        for option in ("node", "link", "drift"):
             if getattr(given, option) is not None:
                 raise Usage(f"--{option} belongs to --world", hint="--world 8")
         return
@@ -129,6 +129,8 @@ def _check_world(given: argparse.Namespace) -> None:
         if getattr(given, option):
             name = option.replace("_", "-")
             raise Usage(f"--{name} says nothing of --world: times are simulated", hint="leave it")
+    if given.drift is not None and not 0 < given.drift <= 1:
+        raise Usage(f"--drift {given.drift:g}", hint="above 0 and at most 1")
     if given.node is not None and (given.node < 1 or given.world % given.node):
         raise Usage(f"--world {given.world} on nodes of {given.node}", hint="equal nodes")
 
@@ -154,7 +156,11 @@ def _catalogue(given: argparse.Namespace, direction: str) -> list[tuple[str, Cal
         for density in densities:
             workloads.get(name).mean_density(density)
     if given.world is not None:
-        near = {"node": given.node, "link": given.link or "nvlink"}
+        near = {
+            "node": given.node,
+            "link": given.link or "nvlink",
+            "drift": given.drift or 0.0,
+        }
         return [
             (
                 jobs.over(jobs.named(name, density), given.world),
@@ -184,7 +190,7 @@ def _words(given: argparse.Namespace) -> list[str]:
         path: Path | None = getattr(given, option)
         if path is not None:
             out += [f"--{option}", str(path)]
-    for option in ("direction", "world", "node", "link", "budget", "seed", "jobs"):
+    for option in ("direction", "world", "node", "link", "drift", "budget", "seed", "jobs"):
         if getattr(given, option) is not None:
             out += [f"--{option}", str(getattr(given, option))]
     out += ["--record"] if given.record else []
@@ -210,7 +216,7 @@ def _resumed(given: argparse.Namespace) -> argparse.Namespace:
             continue
         old = tune_parser().parse_args(words[len(PROGRAM) :])
         names = (tuple(old.workload or ()), tuple(old.density or ()), old.spec, old.record)
-        what = (*names, old.world, old.node, old.link)
+        what = (*names, old.world, old.node, old.link, old.drift)
         subject = (targets.get(old.gpu), old.direction, *what)
         if subject in seen or (given.gpu is not None and subject[0] != targets.get(given.gpu)):
             continue

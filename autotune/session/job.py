@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +90,21 @@ def make(name: str, spec: Spec, tables: Tables, op: str = "") -> Job:
 
 
 def divided(
-    name: str, density: float | None, world: int, node: int | None = None, link: str = "nvlink"
+    name: str,
+    density: float | None,
+    world: int,
+    node: int | None = None,
+    link: str = "nvlink",
+    drift: float = 0.0,
 ) -> Job:
-    """A workload of the catalogue over ``world`` ranks: how it is best divided."""
+    """A workload of the catalogue over ``world`` ranks: how it is best divided, while such a share
+    of its mask changes from step to step."""
     workload = workloads.get(name)
     spec = Partition(attention=workload.spec, world=world, node=node, link=link)
-    return make(over(named(name, density), world), spec, workload.sample(density))
+    job = make(over(named(name, density), world), spec, workload.sample(density))
+    if not drift:
+        return job
+    return replace(job, tunable=PartitionTunable(spec, workload.sample(density), drift=drift))
 
 
 def over(name: str, world: int) -> str:

@@ -42,7 +42,7 @@ class Simulator(Predicted):
     def evaluate(self, params: Params, built: Built, bar_us: float | None) -> Outcome:
         """The simulated time."""
         del built, bar_us
-        return Outcome(params, "ok", median_us=self.tunable.simulate(params, self.target).us)
+        return Outcome(params, "ok", median_us=self.tunable.predicted_us(params, self.target))
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,9 @@ def test_rows_are_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_command_lines_come_back() -> None:
     """A run that is gone on with keeps ranks, nodes and links, and names say how many ranks."""
-    plan = understood(tune_parser().parse_args([*WORDS, "--node", "2", "--link", "pcie"]))
+    plan = understood(
+        tune_parser().parse_args([*WORDS, "--node", "2", "--link", "pcie", "--drift", "0.25"])
+    )
     assert [name for name, _ in plan.jobs] == ["clip on 4"]
     again = understood(tune_parser().parse_args(shlex.split(plan.command)[len(PROGRAM) :]))
     assert again.words == plan.words
@@ -49,6 +51,7 @@ def test_command_lines_come_back() -> None:
     assert job.name == "clip on 4"
     spec = job.tunable.spec
     assert isinstance(spec, Partition)
+    assert job.tunable.drift == 0.25
     assert (spec.world, spec.node, spec.link) == (4, 2, "pcie")
 
 
@@ -58,6 +61,8 @@ def test_command_lines_come_back() -> None:
         (["--world", "0"], "--world 0"),
         (["--world", "4", "--node", "3"], "nodes of 3"),
         (["--node", "2"], "belongs to --world"),
+        (["--drift", "0.1"], "belongs to --world"),
+        (["--world", "4", "--drift", "2"], "--drift 2"),
         (["--world", "4", "--direction", "backward"], "--direction says nothing"),
         (["--world", "4", "--require-device"], "--require-device says nothing"),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -31,10 +33,40 @@ def test_two_processes(tmp_path: Path) -> None:
         "ring 1 x 2 plain",
         "db-SP 1 x 2",
         "B needed",
+        "B equal pieces",
         "D ring",
         "chosen",
     ):
         assert sum(name in line for line in done.stdout.splitlines()) == 1, done.stdout
+
+
+def test_two_nodes(tmp_path: Path) -> None:
+    """Two torchrun "nodes" on one machine come together, say that they are nodes, and keep the
+    costs that explain their times where they are asked to."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+    run = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nnodes", "2"]
+    run += ["--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port)]
+    what = ["-m", "benchmarks", "sequence_parallel", "--world", "2", "--fit"]
+    said = [(tmp_path / f"out{node}", tmp_path / f"err{node}") for node in (0, 1)]
+    nodes = []
+    for node, (out, err) in enumerate(said):
+        with out.open("w") as stdout, err.open("w") as stderr:
+            nodes.append(subprocess.Popen(
+                [*run, "--node-rank", str(node), *what], cwd=ROOT, stdout=stdout, stderr=stderr,
+                env={"HOME": str(tmp_path), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+                     "PYTHONWARNINGS": "ignore", "KDSL_DB": str(tmp_path / "tuning.db")},
+            ))  # fmt: skip
+    codes = [node.wait(240) for node in nodes]
+    first, second = (out.read_text() for out, _ in said)
+    assert codes == [0, 0], said[0][1].read_text()
+    assert "2 ranks on nodes of 1, gloo" in first
+    assert "WRONG" not in first
+    assert second == ""
+    assert "mean error" in first
+    held_costs = json.loads((tmp_path / "partition_costs.json").read_text())
+    assert {entry["kind"] for entry in held_costs["entries"]} == {"HandlingEntry"}
 
 
 def test_it_needs_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,7 @@ def test_rooms_need_numpy_alone(python: Any, root: Path) -> None:
     names = [".".join(f.relative_to(root).with_suffix("").parts) for f in language(root)]
     names += modules(root, "reference", "runtime", "parallel", "integrations")
     for name in (
+        "kdsl.parallel.gradients",
         "kdsl.parallel.module",
         "kdsl.runtime.graph_inputs",
         "kdsl.runtime.torch_ops",

@@ -14,7 +14,7 @@ from kdsl.parallel.dbsp import dbsp, stay_put
 from kdsl.parallel.exchange import Exchanges
 from kdsl.parallel.home import Home
 from kdsl.parallel.mesh import Mesh
-from kdsl.parallel.split import fragments, split, wrapped
+from kdsl.parallel.split import chopped, fragments, in_nodes, split, wrapped
 from kdsl.parallel.traffic import traffic
 from kdsl.parallel.work import BlockWork, Shape
 from tests.parallel.test_plans import FAMILIES, grids, made_of
@@ -69,15 +69,15 @@ def fastest(call: Callable[[], object], repeats: int) -> float:
     return min(took)
 
 
-def test_planning_is_fast() -> None:
-    """From row counts to panels of 40 heads x 1,184 rows on 8 ranks in the time of 300 small
-    NumPy calls (0.3 ms at 1 us each), since machines differ more than plans do.
-    """
+@pytest.mark.parametrize("world", [8, 16, 32, 64])
+def test_planning_is_fast(world: int) -> None:
+    """From row counts to panels of 40 heads x 1,184 rows in the time of 300 small NumPy calls
+    (0.3 ms at 1 us each), since machines differ more than plans do."""
     work = counts(40, 0.41, 0.55, 0)
     few = np.arange(40) % 8
     calls = fastest(lambda: [np.flatnonzero(few) for _ in range(300)], 60)
-    for plan in (split, wrapped, families.ulysses):
-        took = fastest(lambda plan=plan: plan(BlockWork(work.shape, work.rows), 8), 60)
+    for plan in (split, wrapped, chopped, families.ulysses):
+        took = fastest(lambda plan=plan: plan(BlockWork(work.shape, work.rows), world), 60)
         assert took <= calls, (plan.__name__, took, calls)
 
 
@@ -183,3 +183,38 @@ def test_contiguous_cuts_move_little() -> None:
     ours, theirs = families.rows(work, mesh), dbsp(work, mesh)
     assert metrics.moved_rows(families.plain(work, mesh)) == 0
     assert metrics.moved_rows(ours) < metrics.moved_rows(theirs)
+
+
+@pytest.mark.parametrize(("heads", "world"), [(48, 64), (40, 64), (40, 16), (12, 8), (5, 3)])
+def test_pieces_are_equal_in_number(heads: int, world: int) -> None:
+    """Every rank has as many pieces as the others or one less; where ranks outnumber heads, each
+    has one, its keys are those of one head, and the fullest rank is emptier than any plan of whole
+    heads allows."""
+    work = counts(heads, 0.1, 0.9, 1, rows=592)
+    plan = chopped(work, world)
+    each = -(-heads // world)
+    held = [sum(len(panel.heads) for panel in panels) for panels in plan.ranks]
+    assert max(held) == each
+    assert sum(held) == max(heads, each * world)
+    if world > heads:
+        assert set(held) == {1}
+        assert plan.loads(work).max() < work.heads.max()
+        firsts = [panels[0].rows[0][0] for panels in plan.ranks]
+        assert max(firsts[: world // 4]) <= min(firsts[-(world // 8) :])
+
+
+def test_nodes_keep_their_queries() -> None:
+    """Split inside nodes, hardly a query or a result crosses between nodes, and loads are even;
+    split over all ranks, most do."""
+    work = counts(40, 0.41, 0.55, 0, rows=592)
+    home = Home.even(work.shape.queries, 32)
+
+    def crossing(plan) -> float:
+        lines = traffic(plan, home).outputs
+        place = np.arange(32) // 8
+        return float(lines[place[:, None] != place[None]].sum() / lines.sum())
+
+    inside, across = in_nodes(work, 32, 8), split(work, 32)
+    assert metrics.rank_ratio(inside.loads(work)) <= 1.03
+    assert crossing(inside) < 0.1
+    assert crossing(across) > 0.5

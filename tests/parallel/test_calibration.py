@@ -9,8 +9,16 @@ import pytest
 
 from kdsl import targets
 from kdsl.errors import StoreError
-from kdsl.parallel.calibration import KernelEntry, LinkEntry, fitted, load, save
-from kdsl.parallel.cost import KernelModel
+from kdsl.parallel import calibration
+from kdsl.parallel.calibration import (
+    HandlingEntry,
+    KernelEntry,
+    LinkEntry,
+    fitted,
+    load,
+    save,
+)
+from kdsl.parallel.cost import Handling, KernelModel
 from kdsl.parallel.topology import Link
 from kdsl.parallel.tunable import PartitionTunable
 from kdsl.specs import Attention, Partition
@@ -43,6 +51,26 @@ def test_fitted_weights_replace_data_sheets(tmp_path: Path) -> None:
     assert fitted(plain, SPEC, GPU, 2, path).kernel == plain.kernel
     pcie = Partition(attention=SPEC.attention, world=4, node=2, link="pcie")
     assert fitted(plain, pcie, GPU, path=path).topology.inside == plain.topology.inside
+
+
+def test_what_calls_take_is_kept_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packing, merging and overlap come back, for the GPU, dtype and head dimension they were
+    measured with; the user's own entries stand before those that come with kdsl."""
+    path = tmp_path / "costs.json"
+    own = HandlingEntry("h100", "bfloat16", 128, 1, Handling(90.0, 15.0, 0.8, 0.4), 1.1, 0.3, 14)
+    save([own, replace(own, head_dim=64, hidden=0.9)], path)
+    plain = PartitionTunable(SPEC).costs_on(GPU)
+    found = fitted(plain, SPEC, GPU, path=path)
+    assert (found.handling, found.slowdown, found.hidden) == (own.handling, 1.1, 0.3)
+    for other in (
+        fitted(plain, SPEC, targets.get("h200"), path=path),
+        fitted(plain, SPEC, GPU, 2, path),
+    ):
+        assert other.handling == plain.handling
+    monkeypatch.setattr(calibration, "place", lambda: path)
+    monkeypatch.setattr(calibration, "shipped", lambda: (replace(own, hidden=0.5), KERNEL))
+    both = fitted(plain, SPEC, GPU)
+    assert (both.hidden, both.kernel) == (0.3, KERNEL.model)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"version": 9, "entries": []}', '{"version": 1}'])

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 import kdsl
 from kdsl import Grid, masks, orders
 from kdsl.errors import UnsupportedError
+from kdsl.parallel import families
 from kdsl.parallel.mesh import Mesh
 from kdsl.parallel.module import SparseSequenceParallel
 from kdsl.parallel.work import BlockWork
@@ -49,8 +51,11 @@ def off(module: SparseSequenceParallel, tables: dict[str, np.ndarray] | None = N
     truth, log = kdsl.build(module.spec, backend="reference").reference(*given, tables=tables)
     at = module.home.tokens_of(module.channel.rank)
     out, lse = module(*(torch.from_numpy(x[:, :, at]) for x in given))
-    errors = out.float().numpy() - truth[:, :, at], lse.numpy() - log[:, :, at]
-    return max(float(np.abs(e).max(initial=0)) for e in errors)
+    found, wanted = lse.numpy(), log[:, :, at]
+    nothing = np.isneginf(wanted)
+    assert (np.isneginf(found) == nothing).all()
+    errors = out.float().numpy() - truth[:, :, at], found[~nothing] - wanted[~nothing]
+    return float(np.max([np.abs(e).max(initial=0) for e in errors]))  # NaN stays
 
 
 def each_family(rank: int, world: int) -> None:
@@ -95,13 +100,68 @@ def new_tables(rank: int) -> None:
     assert module is not None
     here = len(module.home.tokens_of(rank))
     asked = [torch.zeros(1, h, here, 64, requires_grad=True) for h in (HEADS, KV_HEADS, KV_HEADS)]
-    with pytest.raises(UnsupportedError, match="no gradients"):
+    work = BlockWork.of(spec.rows(tables), HEADS, KV_HEADS)
+    module.replan(tables, FAMILIES["ring"](work, Mesh(1, 2)))
+    with pytest.raises(UnsupportedError, match="around a ring"):
+        module(*asked)
+    with torch.no_grad():
         module(*asked)
 
 
 def test_plans_of_new_tables() -> None:
-    """Values of an open table are replaced from step to step; gradients are refused."""
+    """Values of an open table are replaced from step to step; gradients around a ring are refused,
+    calls without them are not."""
     assert together(2, new_tables) == ["", ""]
+
+
+def gradients(rank: int, world: int) -> None:
+    """Of output and log-sum-exp, by every family without a ring, and as chosen."""
+    spec = spec_of()
+    work = BlockWork.of(spec.rows(), HEADS, KV_HEADS)
+    part = kdsl.Partition(attention=spec, world=world, replicated_text=True)
+    module = SparseSequenceParallel(
+        part, device="cpu", backend="reference", timeout_s=30, gradients=True
+    )
+    assert module.plan.delivery != "ring"
+    at, text = module.home.tokens_of(rank), GRID.text
+    given = [torch.from_numpy(x) for x in drawn()]
+    rng = np.random.default_rng(5)
+    weight = torch.from_numpy(rng.standard_normal((2, HEADS, GRID.tokens, 64)).astype(np.float32))
+    more = torch.from_numpy(rng.standard_normal((2, HEADS, GRID.tokens)).astype(np.float32))
+    whole = [x.clone().requires_grad_() for x in given]
+    out, lse = kdsl.build(spec, backend="reference")(*whole)
+    # Each rank weighs its own copy of the text, so the text counts once a rank.
+    times = torch.ones(GRID.tokens)
+    times[:text] = world
+    ((out * weight * times[:, None]).sum() + (lse * more * times).sum()).backward()
+    plans = {name: make(work, Mesh(1, world)) for name, make in FAMILIES.items()}
+    plans["idle rank"] = families.ulysses(work, world, owner=np.array([0, 0, 1, 1]))
+    for name, plan in [("chosen", None), *plans.items()]:
+        if plan is not None:
+            if plan.delivery == "ring":
+                continue
+            module.replan(plan=plan)
+        own = [x[:, :, at].clone().requires_grad_() for x in given]
+        out, lse = module(*own)
+        ((out * weight[:, :, at]).sum() + (lse * more[:, :, at]).sum()).backward()
+        for mine, truth in zip(own, whole, strict=True):
+            assert mine.grad is not None
+            assert truth.grad is not None
+            found, wanted = mine.grad, truth.grad[:, :, at]
+            summed = found[:, :, :text].contiguous()
+            dist.all_reduce(summed)
+            found[:, :, :text] = summed
+            # Parts are float32, made from results rounded to float32; at most `world` are added,
+            # and a key's head has two query heads.
+            limit = 16 * np.finfo(np.float32).eps * float(truth.grad.abs().max())
+            off_by = float((found - wanted).abs().max())
+            assert off_by < limit, (name, off_by / limit)
+
+
+def test_gradients_of_every_family() -> None:
+    """dQ, dK and dV of each rank's tokens are those of attention in one place: keys that several
+    ranks used add up, text that lives everywhere has its parts on the ranks, idle ranks join in."""
+    assert together(3, gradients, 3) == [""] * 3
 
 
 def interpreted(rank: int) -> None:
@@ -118,10 +178,27 @@ def interpreted(rank: int) -> None:
         )
         # Weights and results are rounded to float16 (2**-11 each), parts of a ring once more.
         assert off(module) < 4 * 2**-11 * 4, family
+    spec = spec_of(mask=masks.blocks("plan", block=(16, 16)), dtype="float16")
+    tables = {"plan": (np.random.default_rng(2).random((HEADS, 8, 8)) < 0.5).astype(np.uint8)}
+    module, sources = None, set()
+    for make in (FAMILIES["split"], FAMILIES["rows needed"], FAMILIES["ring"]):
+        work = BlockWork.of(spec.rows(tables), HEADS, KV_HEADS)
+        plan = make(work, Mesh(1, 2))
+        if module is None:
+            module = SparseSequenceParallel(
+                spec, plan=plan, tables=tables, device="cpu", backend="triton", timeout_s=120
+            )
+        else:
+            module.replan(tables, plan)
+        assert off(module, tables) < 4 * 2**-11 * 4, plan.family
+        kernels = (k for step in module.execution.kernels for k in step if k is not None)
+        sources |= {kernel.source for kernel in kernels}  # type: ignore[attr-defined]
+    assert len(sources) <= 2  # with and without grouped heads: no size is in them
 
 
 def test_the_triton_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The portable kernel, interpreted, computes the shares of two ranks."""
+    """The portable kernel, interpreted, computes the shares of two ranks; where the mask cuts no
+    block, one generated kernel serves the shares of every plan and size, the ragged end too."""
     pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert together(2, interpreted, limit_s=120) == ["", ""]

@@ -19,7 +19,7 @@ from kdsl.parallel.exchange import Exchanges
 from kdsl.parallel.home import Home
 from kdsl.parallel.mesh import Mesh, meshes
 from kdsl.parallel.plan import Panel, Plan, indices, runs_of
-from kdsl.parallel.split import split, wrapped
+from kdsl.parallel.split import chopped, in_nodes, split, wrapped
 from kdsl.parallel.work import BlockWork, Shape
 from kdsl.specs import canonical
 from tests.parallel.emulated import carried_out, truth
@@ -29,6 +29,11 @@ FAMILIES: dict[str, Callable[[BlockWork, Mesh], Plan]] = {
     "ulysses": lambda work, mesh: families.ulysses(work, mesh.world),
     "split": lambda work, mesh: split(work, mesh.world),
     "split needed": lambda work, mesh: split(work, mesh.world, byte_weight=1, delivery="needed"),
+    "chopped": lambda work, mesh: chopped(work, mesh.world, delivery="needed"),
+    "chopped more": lambda work, mesh: chopped(
+        work, mesh.world, each=-(-work.shape.heads // mesh.world) + 1, byte_weight=2.0
+    ),
+    "in nodes": lambda work, mesh: in_nodes(work, mesh.world, mesh.ulysses),
     "wrapped": lambda work, mesh: wrapped(work, mesh.world),
     "rows": lambda work, mesh: families.rows(work, mesh),
     "rows needed": lambda work, mesh: families.rows(work, mesh, delivery="needed"),

@@ -11,6 +11,8 @@ import pytest
 from kdsl import Grid, masks, targets
 from kdsl.errors import ConfigError, UnsupportedError
 from kdsl.parallel.chooser import choose
+from kdsl.parallel.cost import Costs, KernelModel
+from kdsl.parallel.topology import Topology
 from kdsl.parallel.tunable import Config, PartitionTunable
 from kdsl.runtime import keying
 from kdsl.specs import Attention, Partition
@@ -49,7 +51,8 @@ def test_the_space_makes_plans(world: int) -> None:
         if params["chunks"] == 1:
             times.append(subject.simulate(params, GPU).us)
     if world > 1:
-        assert {p["family"] for p in found} == set(subject.space(GPU)["family"])
+        # One node: nothing to split inside of.
+        assert {p["family"] for p in found} == set(subject.space(GPU)["family"]) - {"nodes"}
     best = choose(subject.block_work, subject.costs_on(GPU))
     assert min(times) <= best.us * 1.01 or best.chunks > 1
 
@@ -58,13 +61,47 @@ def test_settings_that_say_nothing_are_fixed() -> None:
     """No two legal configurations of one family differ only in what that family ignores."""
     subject = tunable(4)
     base = Config("ulysses", 4).to_json()
-    for name, value in (("tolerance", 0.05), ("byte_weight", 4.0), ("bonus", 0.0)):
+    for name, value in (("tolerance", 0.05), ("byte_weight", 8.0), ("more", 1), ("bonus", 0.0)):
         assert name in (subject.legal({**base, name: value}, GPU) or "")
     for wrong in ({"ulysses": 3}, {"family": "rows"}, {"delivery": "ring"}, {"delivery": "needed"}):
         assert subject.legal({**base, **wrong}, GPU)
     assert subject.legal({**base, "colour": 1}, GPU)
     with pytest.raises(ConfigError, match="family"):
         subject.plan({**base, "family": "other"})
+
+
+def test_drifting_masks_tune_the_threshold() -> None:
+    """With a drift the threshold is among the choices, every legal one has a mean time; changes
+    that cost nothing are made as often as they help, dear ones never; the rows' key knows."""
+    still = tunable(4)
+    assert "replan" not in still.space(GPU)
+    mask = masks.blocks("plan", block=(32, 32))
+    inner = Attention(tokens=640, heads=6, head_dim=64, mask=mask, block=(32, 32))
+    rng = np.random.default_rng(0)
+    tables = {
+        "plan": (rng.random((6, 20, 20)) < rng.uniform(0.05, 0.9, (6, 1, 1))).astype(np.uint8)
+    }
+    spec = Partition(attention=inner, world=4)
+    blocks_alone = Costs(KernelModel(0.0, 1.0, 0.0), Topology(4, 4), 64.0)
+    drifting = PartitionTunable(spec, tables, 1, blocks_alone, drift=0.4, change_us=0.0)
+    assert len({step.heads.tobytes() for step in drifting.steps}) > 1
+    assert [s.total for s in drifting.steps] == [drifting.block_work.total] * len(drifting.steps)
+    base = dict(drifting.default(GPU))
+    assert drifting.legal(base, GPU) is None
+    assert still.legal({**base, "family": "split"}, GPU)
+    times = {t: drifting.predicted_us({**base, "replan": t}, GPU) for t in (1.02, 1.5)}
+    assert times[1.02] < times[1.5]
+    dear = PartitionTunable(spec, tables, 1, blocks_alone, drift=0.4, change_us=1e6)
+    assert dear.predicted_us({**base, "replan": 1.02}, GPU) > 1e5
+    assert keying.workload(drifting).dims["drift_permille"] == 400
+
+
+def test_nodes_are_for_several() -> None:
+    """Splitting inside nodes is legal where there are several of several ranks."""
+    base = {**Config("nodes", 4).to_json()}
+    assert tunable(4, node=2).legal(base, GPU) is None
+    assert tunable(4).legal(base, GPU)
+    assert tunable(4, node=1).legal(base, GPU)
 
 
 def test_rows_of_other_groups_are_others() -> None:
