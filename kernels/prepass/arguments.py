@@ -26,8 +26,9 @@ TINY = 2.0**-126
 SETTLED = (256, 32)
 """Tiles and channels that a program of `prepass_settle` takes at a time."""
 OPTIONAL = (
-    "q_weight", "k_weight", "q_bias", "k_bias", "cos", "sin", "order", "row_of", "q_root",
-    "k_root", "mean", "v_scale", "v_codes", "v_sum", "q_pool", "k_pool", "sums", "maxima", "scale",
+    "q_weight", "k_weight", "q_bias", "k_bias", "cos", "sin", "order", "q_runs", "q_listed",
+    "k_runs", "k_listed", "q_root", "k_root", "mean", "inverses", "v_codes", "v_sum", "q_pool",
+    "k_pool", "sums", "maxima", "scale",
 )  # fmt: skip
 """Tensors that a spec may do without."""
 
@@ -66,7 +67,6 @@ def constants(spec: Prepass, config: Config, kernel: str, native_fp8: bool) -> d
     out: dict[str, Any] = {
         **common,
         "T": config.block,
-        "GROUP": spec.group,
         "LIMIT": float(CODES[layout.q.code]),
         "K_LIMIT": float(CODES[layout.k.code]),
         "TINY": TINY,
@@ -88,37 +88,66 @@ def options(config: Config, kernel: str) -> dict[str, int]:
     return {"num_warps": warps.get(kernel, config.num_warps), "num_stages": 1}
 
 
-def numbers(spec: Prepass, config: Config, kernel: str, strides: Mapping[str, int]) -> dict[str, Any]:
+def numbers(
+    spec: Prepass, config: Config, kernel: str, strides: Mapping[str, int]
+) -> dict[str, Any]:
     """A kernel's run-time numbers, with strides by argument."""
     tokens = spec.grid.tokens
     if kernel == "prepass_settle":
         return {"tiles": tiles(spec, config, "prepass_tiles"), "tokens": tokens}
-    text = spec.grid.visual_start
-    each = config.heads if kernel == "prepass_codes" else config.row_heads
     out: dict[str, Any] = {
         **strides,
         "heads": spec.heads,
         "kv_heads": spec.group_heads,
-        "k_each": heads_a_program(spec.group_heads, each),
         "tokens": tokens,
-        "text": text,
+        "text": spec.grid.visual_start,
         "visual": spec.grid.visual,
         "tiles": tiles(spec, config, kernel),
         "eps": spec.eps,
     }
     if kernel == "prepass_tiles":
-        return out | ({"k_each": spec.group_heads} if spec.norm == "rms_token" else {})
+        all_heads = spec.norm == "rms_token"
+        most = spec.group_heads if all_heads else config.row_heads
+        return {**out, "k_each": heads_a_program(spec.group_heads, most)}
     shapes = spec.shapes(1)
     pools = [shapes[f"{name}_pool"][0][2] if spec.pool else 0 for name in "qk"]
     return {
         **out,
-        "q_each": heads_a_program(spec.heads, each),
+        "q_each": heads_a_program(spec.heads, config.heads),
+        "k_each": heads_a_program(spec.group_heads, config.heads),
+        "q_parts": len(parts(spec, config, "q")),
+        "k_parts": len(parts(spec, config, "k")),
         "padded": padded(tokens),
         "q_groups": shapes["q_scale"][0][2],
         "k_groups": shapes["k_scale"][0][2],
         "q_pools": pools[0],
         "k_pools": pools[1],
     }
+
+
+def listed(spec: Prepass, name: str) -> list[int]:
+    """Heads of q or of k, those of one order side by side; orders by their first head."""
+    rows = rows_of(spec, name)
+    return sorted(range(len(rows)), key=lambda head: rows[head])
+
+
+def rows_of(spec: Prepass, name: str) -> list[int]:
+    """Which of the distinct orders each head of q or of k has."""
+    orders = spec.stored_order.parts
+    distinct = {order: i for i, order in enumerate(dict.fromkeys(orders))}
+    held = orders if name == "q" else spec.key_orders
+    count = spec.heads if name == "q" else spec.group_heads
+    return [distinct[held[h if len(held) > 1 else 0]] for h in range(count)]
+
+
+def parts(spec: Prepass, config: Config, name: str) -> list[tuple[int, int, int]]:
+    """(first of `listed`, how many, their order) of the heads that a program takes."""
+    rows, out = sorted(rows_of(spec, name)), []
+    for row in dict.fromkeys(rows):
+        first, count = rows.index(row), rows.count(row)
+        each = heads_a_program(count, config.heads)
+        out += [(first + i, each, row) for i in range(0, count, each)]
+    return out
 
 
 def tiles(spec: Prepass, config: Config, kernel: str) -> int:
@@ -133,13 +162,13 @@ def programs(spec: Prepass, config: Config, kernel: str, batch: int) -> int:
     """Programs of a launch."""
     if kernel == "prepass_settle":
         return batch * spec.group_heads * -(-spec.head_dim // SETTLED[1])
-    held = numbers(spec, config, kernel, {})
-    parts = spec.group_heads // held["k_each"]
     if kernel == "prepass_tiles":
-        parts += spec.norm == "rms_token"
+        several = spec.group_heads // int(numbers(spec, config, kernel, {})["k_each"])
+        several += spec.norm == "rms_token"
     else:
-        parts = parts * (1 + carried(spec)) + spec.heads // held["q_each"]
-    return batch * int(held["tiles"]) * parts
+        several = len(parts(spec, config, "q"))
+        several += len(parts(spec, config, "k")) * (1 + carried(spec))
+    return batch * tiles(spec, config, kernel) * several
 
 
 def present(spec: Prepass, kernel: str) -> dict[str, str]:
@@ -153,18 +182,21 @@ def present(spec: Prepass, kernel: str) -> dict[str, str]:
     left |= {"maxima": "*i32"} if coded else {}
     if kernel == "prepass_settle":
         made = {"mean": "*fp32"} if smooth else {}
-        return {**left, **made, **({"scale": "*fp32"} if coded else {})}
+        scales = dict.fromkeys(("scale", "inverses"), "*fp32") if coded else {}
+        return {**left, **made, **scales}
     if kernel == "prepass_tiles":
         taken = ("q", "k", "v", "k_weight", "k_bias", "cos", "sin")
         return {**{n: inputs[n] for n in taken if n in inputs}, **roots, **left}
     out = {**inputs, **roots, **({"mean": "*fp32"} if smooth else {})}
     if spec.moves:
         out |= {"order": "*i32"}
-        out |= {"row_of": "*i32"} if len(set(spec.stored_order.parts)) > 1 else {}
-    out |= {"q_codes": "*i8", "q_scale": "*fp32", "k_codes": "*i8", "k_scale": "*fp32"}
+        if len(set(spec.stored_order.parts)) > 1:
+            out |= dict.fromkeys(("q_runs", "q_listed", "k_runs", "k_listed"), "*i32")
+    # Four codes to a word.
+    out |= {"q_codes": "*i32", "q_scale": "*fp32", "k_codes": "*i32", "k_scale": "*fp32"}
     if carried(spec):
         out |= {"v_codes": ("*u8" if layout.weights == "e4m3" else "*i8") if coded else short}
-    out |= {"v_scale": "*fp32"} if coded else {}
+    out |= {"inverses": "*fp32"} if coded else {}
     out |= {"v_sum": "*i16"} if layout.weights == "uint8" else {}
     return out | ({"q_pool": "*fp32", "k_pool": "*fp32"} if spec.pool else {})
 
@@ -205,8 +237,7 @@ def contiguous(spec: Prepass, batch: int) -> dict[str, int]:
         head = spec.grid.tokens * row
         steps = (heads * head, head, row, 1)
         out |= {f"{name}_{axis}": step for axis, step in zip("bhnd", steps, strict=True)}
-    for name in ("cos", "sin"):
-        there = spec.rope is not None
-        out |= {f"{name}_n": spec.head_dim // 2 if there else 0, f"{name}_d": int(there)}
+    turns = spec.rope is not None
+    out |= {"angle_n": spec.head_dim // 2 if turns else 0, "angle_d": int(turns)}
     del batch
     return out

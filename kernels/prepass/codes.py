@@ -9,14 +9,16 @@ import triton
 import triton.language as tl
 
 from kdsl.kernels.prepass.rows import (
-    channels,
+    both,
     e4m3,
-    integers,
     load_angles,
     load_pairs,
-    magnitudes,
+    merged,
     normalized,
     over_groups,
+    patterns,
+    places,
+    rows_largest,
     spread,
     units,
     vectors,
@@ -36,117 +38,171 @@ def lanes(T: tl.constexpr, LANES: tl.constexpr):
 
 
 @triton.jit
-def tokens_of(order, row_of, head, position, tokens):
-    """The original tokens at stored positions of a query head."""
-    if order is None:
-        token = position
-    elif row_of is None:
-        token = tl.load(order + position)
+def heads_of(runs, part, each):
+    """(first head of the list, how many, row of the order's table) of a part."""
+    if runs is None:
+        first = part * each
+        count = each
+        row = part * 0
     else:
-        row = tl.load(row_of + head).to(tl.int64)
-        token = tl.load(order + row * tokens + position)
+        first = tl.load(runs + 3 * part)
+        count = tl.load(runs + 3 * part + 1)
+        row = tl.load(runs + 3 * part + 2)
+    return first, count, row
+
+
+@triton.jit
+def head_of(listed, at):
+    """The head at a place of the list, or the place itself."""
+    if listed is None:
+        head = at
+    else:
+        head = tl.load(listed + at)
+    return head
+
+
+@triton.jit
+def tokens_of(order, row, position, tokens):
+    """The original tokens at stored positions."""
+    # Positions past the end look up the last token.
+    last = tl.minimum(position, tokens - 1)
+    if order is None:
+        token = last
+    else:
+        token = tl.load(order + row.to(tl.int64) * tokens + last)
     return token
 
 
 @triton.jit
+def store_codes(
+    codes, rows, inside, a, b, inverse,
+    D: tl.constexpr, P: tl.constexpr, INTERLEAVED: tl.constexpr,
+):  # fmt: skip
+    """Codes of rows, four to a word; 0 where a row's inverse is 0, whatever the row holds."""
+    by = inverse[:, None]
+    used = tl.where(inverse > 0.0, -1, 0)[:, None]
+    to = codes + rows[:, None] * (D // 4)
+    low = patterns(a, by)
+    high = patterns(b, by)
+    if INTERLEAVED:
+        word = merged((low & 255) | (high << 8), 16) & used
+        at = tl.arange(0, P // 2)
+        keep = inside[:, None]
+        if 2 * P > D:
+            keep = keep & (at < D // 4)[None, :]
+        tl.store(to + at[None, :], word, mask=keep)
+    else:
+        at = tl.arange(0, P // 4)
+        keep = inside[:, None]
+        if 2 * P > D:
+            keep = keep & (at < D // 8)[None, :]
+        tl.store(to + at[None, :], merged(merged(low, 8), 16) & used, mask=keep)
+        tl.store(to + D // 8 + at[None, :], merged(merged(high, 8), 16) & used, mask=keep)
+
+
+@triton.jit
 def code_rows(
-    x, weight, bias, cos, sin, order, row_of, roots, mean, codes, scales, pooled,
-    x_b, x_h, x_n, x_d, cos_n, cos_d, sin_n, sin_d,
+    x, weight, bias, cos, sin, order, runs, listed, roots, mean, codes, scales, pooled,
+    x_b, x_h, x_n, x_d, angle_n, angle_d,
     batch, tile, part, heads, each, tokens, text, visual, groups, pools, eps,
-    D: tl.constexpr, P: tl.constexpr, T: tl.constexpr, SHARED: tl.constexpr, NORM: tl.constexpr,
+    D: tl.constexpr, P: tl.constexpr, T: tl.constexpr, NORM: tl.constexpr,
     INTERLEAVED: tl.constexpr, SPAN: tl.constexpr, PERIOD: tl.constexpr, WIDTH: tl.constexpr,
     LIMIT: tl.constexpr, TINY: tl.constexpr, POOL: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """A tile of T stored tokens of q or of k, of `each` heads: codes, scales, means of blocks."""
+    """A tile of T stored tokens of q or of k, of the heads of a part, which are stored in one
+    order: codes, scales, means of blocks."""
     position = tile * T + tl.arange(0, T)
     inside = position < tokens
-    # Positions past the end look up the last token.
-    last = tl.minimum(position, tokens - 1)
-    first, second, there = channels(D, P, INTERLEAVED)
-    for i in tl.range(0, each, num_stages=STAGES):
-        head = part * each + i
-        token = tokens_of(order, row_of, head * SHARED, last, tokens)
+    start, count, row = heads_of(runs, part, each)
+    token = tokens_of(order, row, position, tokens)
+    if cos is not None:
+        c, s = load_angles(cos, sin, token, inside, text, visual, angle_n, angle_d, D, P)
+    rows = token.to(tl.int64) * x_n
+    x += batch.to(tl.int64) * x_b
+    EACH: tl.constexpr = T // SPAN * (PERIOD // WIDTH)
+    group = tile * EACH + tl.arange(0, EACH)
+    for i in tl.range(0, count, num_stages=STAGES):
+        head = head_of(listed, start + i)
         line = (batch * heads + head).to(tl.int64)
-        start = x + batch.to(tl.int64) * x_b + head.to(tl.int64) * x_h
-        a, b = load_pairs(start, token.to(tl.int64) * x_n, inside, x_d, D, P, INTERLEAVED)
+        a, b = load_pairs(x + head.to(tl.int64) * x_h, rows, inside, x_d, D, P, INTERLEAVED)
         root = None
         own = weight
         if NORM == 2:
             own = weight + head * D
             root = tl.load(roots + batch.to(tl.int64) * tokens + token)
-        a, b = normalized(a, b, inside, own, bias, root, eps, NORM, D, P, INTERLEAVED)
+        a, b, factor = normalized(a, b, own, bias, root, eps, NORM, D, P, INTERLEAVED)
         if cos is not None:
-            c, s = load_angles(
-                cos, sin, token, inside, text, visual, cos_n, cos_d, sin_n, sin_d, D, P
-            )
             turned = a * c - b * s
             b = a * s + b * c
             a = turned
+        live = tl.where(inside, 1.0, 0.0)
         if mean is not None:
             less_a, less_b = vectors(mean + line * D, D, P, INTERLEAVED)
-            a = tl.where(inside[:, None], a - less_a, 0.0)
-            b = tl.where(inside[:, None], b - less_b, 0.0)
+            if factor is None:
+                a = a - less_a
+                b = b - less_b
+            else:
+                a = a * factor[:, None] - less_a
+                b = b * factor[:, None] - less_b
+        elif factor is not None:
+            live = tl.where(inside, factor, 0.0)
         if pooled is not None:
             block = tile * (T // POOL) + tl.arange(0, T // POOL)
-            count = tl.minimum(tokens - block * POOL, POOL).to(tl.float32)[:, None]
-            keep = (block < pools)[:, None] & there[None, :]
-            to = pooled + (line * pools + block)[:, None] * D
-            total = tl.sum(tl.reshape(a, [T // POOL, POOL, P]), 1)
-            tl.store(to + first[None, :], total / count, mask=keep)
-            total = tl.sum(tl.reshape(b, [T // POOL, POOL, P]), 1)
-            tl.store(to + second[None, :], total / count, mask=keep)
-        largest = tl.max(tl.maximum(magnitudes(a), magnitudes(b)), 1)
-        unit, inverse = units(over_groups(largest, T, SPAN, PERIOD, WIDTH), LIMIT, TINY)
-        EACH: tl.constexpr = T // SPAN * (PERIOD // WIDTH)
-        group = tile * EACH + tl.arange(0, EACH)
-        tl.store(scales + line * groups + group, unit, mask=group < groups)
-        by = spread(inverse, T, SPAN, PERIOD, WIDTH)[:, None]
-        out = codes + (line * tokens + position)[:, None] * D
-        if INTERLEAVED:
-            column = tl.arange(0, 2 * P)
-            joined = tl.reshape(tl.join(integers(a, by), integers(b, by)), [T, 2 * P])
-            tl.store(out + column[None, :], joined, mask=inside[:, None] & (column < D)[None, :])
+            channel, there = places(D, P, INTERLEAVED)
+            size = tl.minimum(tokens - block * POOL, POOL).to(tl.float32)
+            keep = (block < pools)[:, None, None] & there[None, :, :]
+            to = pooled + ((line * pools + block) * D)[:, None, None] + channel[None, :, :]
+            parts = tl.reshape(both(a, b) * live[:, None, None], [T // POOL, POOL, P, 2])
+            tl.store(to, tl.sum(parts, 1) / size[:, None, None], mask=keep)
+        # A row past the end may hold what is no number by now.
+        largest = tl.where(inside, rows_largest(a, b) * live, 0.0).to(tl.int32, bitcast=True)
+        largest = largest & 0x7FFFFFFF
+        if SPAN == T and EACH == 1:
+            unit, inverse = units(tl.max(largest, 0), LIMIT, TINY)
+            tl.store(scales + line * groups + tile, unit)
+            inverse = live * inverse
         else:
-            keep = inside[:, None] & there[None, :]
-            tl.store(out + first[None, :], integers(a, by), mask=keep)
-            tl.store(out + second[None, :], integers(b, by), mask=keep)
+            unit, inverse = units(over_groups(largest, T, SPAN, PERIOD, WIDTH), LIMIT, TINY)
+            tl.store(scales + line * groups + group, unit, mask=group < groups)
+            inverse = live * spread(inverse, T, SPAN, PERIOD, WIDTH)
+        store_codes(codes, line * tokens + position, inside, a, b, inverse, D, P, INTERLEAVED)
 
 
 @triton.jit
 def code_values(
-    v, order, row_of, scale, codes, sums,
+    v, order, runs, listed, inverses, codes, sums,
     v_b, v_h, v_n, v_d, batch, tile, part, heads, each, tokens, padded,
-    D: tl.constexpr, P: tl.constexpr, T: tl.constexpr, SHARED: tl.constexpr, LANES: tl.constexpr,
-    FP8: tl.constexpr, SUMMED: tl.constexpr, STAGES: tl.constexpr,
+    D: tl.constexpr, P: tl.constexpr, T: tl.constexpr, LANES: tl.constexpr, FP8: tl.constexpr,
+    SUMMED: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """A tile of T stored tokens of v, of `each` heads: transposed codes and their sums, or where
-    there is no scale v itself in its new place."""
+    """A tile of T stored tokens of v, of the heads of a part: transposed codes and their sums, or
+    where there is no scale v itself in its new place."""
     position = tile * T + lanes(T, LANES)
     inside = position < tokens
-    last = tl.minimum(position, tokens - 1)
+    start, count, row = heads_of(runs, part, each)
+    token = tokens_of(order, row, position, tokens)
     channel = tl.arange(0, 2 * P)
     there = channel < D
-    keep = inside[:, None] & there[None, :]
+    keep = inside[:, None]
+    if 2 * P > D:
+        keep = keep & there[None, :]
     place = tile * T + tl.arange(0, T)
-    for i in tl.range(0, each, num_stages=STAGES):
-        head = part * each + i
-        token = tokens_of(order, row_of, head * SHARED, last, tokens)
+    at = token.to(tl.int64)[:, None] * v_n + channel.to(tl.int64)[None, :] * v_d
+    v += batch.to(tl.int64) * v_b
+    for i in tl.range(0, count, num_stages=STAGES):
+        head = head_of(listed, start + i)
         line = (batch * heads + head).to(tl.int64)
-        start = v + batch.to(tl.int64) * v_b + head.to(tl.int64) * v_h
-        rows = token.to(tl.int64)[:, None] * v_n
-        x = tl.load(start + rows + channel.to(tl.int64)[None, :] * v_d, mask=keep, other=0.0)
-        if scale is None:
+        x = tl.load(v + head.to(tl.int64) * v_h + at, mask=keep, other=0.0)
+        if inverses is None:
             to = codes + (line * tokens + position)[:, None] * D + channel[None, :]
             tl.store(to, x, mask=keep)
         else:
-            unit = tl.load(scale + line * D + channel, mask=there, other=0.0)
-            one = tl.full([2 * P], 1.0, tl.float32)
-            used = unit > 0.0
-            inverse = tl.where(used, tl.math.div_rn(one, tl.where(used, unit, 1.0)), 0.0)[None, :]
+            inverse = tl.load(inverses + line * D + channel, mask=there, other=0.0)
+            used = tl.where(inverse > 0.0, -1, 0)[None, :]
             if FP8:
-                pattern = e4m3(x.to(tl.float32), inverse, FP8 == 1)
+                pattern = e4m3(x.to(tl.float32) * inverse[None, :], FP8 == 1) & used.to(tl.uint8)
             else:
-                pattern = integers(x.to(tl.float32), inverse)
+                pattern = (patterns(x.to(tl.float32), inverse[None, :]) & used).to(tl.int8)
             to = codes + (line * D + channel)[:, None] * padded + place[None, :]
             tl.store(to, tl.trans(pattern), mask=there[:, None] & (place < padded)[None, :])
             if sums is not None:
@@ -159,26 +215,27 @@ def code_values(
 
 @triton.jit
 def prepass_codes(
-    q, k, v, q_weight, k_weight, q_bias, k_bias, cos, sin, order, row_of,
-    q_root, k_root, mean, v_scale,
+    q, k, v, q_weight, k_weight, q_bias, k_bias, cos, sin,
+    order, q_runs, q_listed, k_runs, k_listed, q_root, k_root, mean, inverses,
     q_codes, q_scale, k_codes, k_scale, v_codes, v_sum, q_pool, k_pool,
-    q_b, q_h, q_n, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d, cos_n, cos_d, sin_n, sin_d,
-    heads, kv_heads, q_each, k_each, tokens, text, visual, padded, tiles,
+    q_b, q_h, q_n, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d, angle_n, angle_d,
+    heads, kv_heads, q_each, k_each, q_parts, k_parts, tokens, text, visual, padded, tiles,
     q_groups, k_groups, q_pools, k_pools, eps,
-    D: tl.constexpr, P: tl.constexpr, T: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr,
+    D: tl.constexpr, P: tl.constexpr, T: tl.constexpr, NORM: tl.constexpr,
     INTERLEAVED: tl.constexpr, Q_SPAN: tl.constexpr, Q_PERIOD: tl.constexpr,
     Q_WIDTH: tl.constexpr, K_SPAN: tl.constexpr, K_PERIOD: tl.constexpr, K_WIDTH: tl.constexpr,
-    LIMIT: tl.constexpr, K_LIMIT: tl.constexpr, TINY: tl.constexpr, Q_POOL: tl.constexpr, K_POOL: tl.constexpr,
-    LANES: tl.constexpr, FP8: tl.constexpr, SUMMED: tl.constexpr, STAGES: tl.constexpr,
+    LIMIT: tl.constexpr, K_LIMIT: tl.constexpr, TINY: tl.constexpr,
+    Q_POOL: tl.constexpr, K_POOL: tl.constexpr, LANES: tl.constexpr, FP8: tl.constexpr,
+    SUMMED: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Launch with ``batch * tiles * parts`` programs: a tile has ``heads / q_each`` parts of q,
-    ``kv_heads / k_each`` of k, and as many of v unless it stays as it is (``v_codes`` None).
+    """Launch with ``batch * tiles * parts`` programs: a tile has ``q_parts`` of q, ``k_parts`` of
+    k, and as many of v unless it stays as it is (``v_codes`` None).
 
-    Inputs are ``[batch, heads, tokens, D]`` in any strides, outputs contiguous.  Tiles are taken
-    from the last to the first: the cache may still hold what the kernel before read last.
+    A part are heads of one order: ``each`` of them, or what ``runs [parts, 3]`` says (first of the
+    ``listed``, how many, row of ``order``).  Inputs are ``[batch, heads, tokens, D]`` in any
+    strides, outputs contiguous, codes of q and k as words.  Tiles are taken from the last to the
+    first: the cache may still hold what the kernel before read last.
     """
-    q_parts = heads // q_each
-    k_parts = kv_heads // k_each
     if v_codes is None:
         parts = q_parts + k_parts
     else:
@@ -189,22 +246,22 @@ def prepass_codes(
     batch = program // parts // tiles
     if part < q_parts:
         code_rows(
-            q, q_weight, q_bias, cos, sin, order, row_of, q_root, None, q_codes, q_scale, q_pool,
-            q_b, q_h, q_n, q_d, cos_n, cos_d, sin_n, sin_d,
+            q, q_weight, q_bias, cos, sin, order, q_runs, q_listed, q_root, None,
+            q_codes, q_scale, q_pool, q_b, q_h, q_n, q_d, angle_n, angle_d,
             batch, tile, part, heads, q_each, tokens, text, visual, q_groups, q_pools, eps,
-            D, P, T, 1, NORM, INTERLEAVED, Q_SPAN, Q_PERIOD, Q_WIDTH, LIMIT, TINY, Q_POOL, STAGES,
+            D, P, T, NORM, INTERLEAVED, Q_SPAN, Q_PERIOD, Q_WIDTH, LIMIT, TINY, Q_POOL, STAGES,
         )  # fmt: skip
     elif part < q_parts + k_parts:
         code_rows(
-            k, k_weight, k_bias, cos, sin, order, row_of, k_root, mean, k_codes, k_scale, k_pool,
-            k_b, k_h, k_n, k_d, cos_n, cos_d, sin_n, sin_d,
+            k, k_weight, k_bias, cos, sin, order, k_runs, k_listed, k_root, mean,
+            k_codes, k_scale, k_pool, k_b, k_h, k_n, k_d, angle_n, angle_d,
             batch, tile, part - q_parts, kv_heads, k_each, tokens, text, visual, k_groups, k_pools,
-            eps, D, P, T, GROUP, NORM, INTERLEAVED, K_SPAN, K_PERIOD, K_WIDTH, K_LIMIT, TINY, K_POOL,
-            STAGES,
+            eps,
+            D, P, T, NORM, INTERLEAVED, K_SPAN, K_PERIOD, K_WIDTH, K_LIMIT, TINY, K_POOL, STAGES,
         )  # fmt: skip
     elif v_codes is not None:
         code_values(
-            v, order, row_of, v_scale, v_codes, v_sum, v_b, v_h, v_n, v_d,
+            v, order, k_runs, k_listed, inverses, v_codes, v_sum, v_b, v_h, v_n, v_d,
             batch, tile, part - q_parts - k_parts, kv_heads, k_each, tokens, padded,
-            D, P, T, GROUP, LANES, FP8, SUMMED, STAGES,
+            D, P, T, LANES, FP8, SUMMED, STAGES,
         )  # fmt: skip

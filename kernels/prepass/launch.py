@@ -16,9 +16,11 @@ from kdsl.kernels.prepass.arguments import (
     carried,
     constants,
     launches,
+    listed,
     numbers,
     options,
     parameters,
+    parts,
     programs,
     tiles,
 )
@@ -32,21 +34,22 @@ COUNTED = 2**31 - 1
 """Programs of a launch."""
 
 
-def placed(spec: Prepass, tables: Mapping[str, npt.NDArray[Any]], device: Any) -> dict[str, Tensor]:
-    """The orders on a device: ``order`` int32 ``[distinct orders, tokens]``, and ``row_of`` int32
-    ``[heads]`` where there are several."""
+def placed(
+    spec: Prepass, config: Config, tables: Mapping[str, npt.NDArray[Any]], device: Any
+) -> dict[str, Tensor]:
+    """The orders on a device: ``order`` int32 ``[distinct orders, tokens]``, and where there are
+    several the heads of each program (`arguments.parts`, `arguments.listed`)."""
     import torch
 
     if not spec.moves:
         return {}
-    parts = spec.stored_order.parts
-    distinct = list(dict.fromkeys(parts))
-    index = np.stack([order.index(tables) for order in distinct]).astype(np.int32)
-    out = {"order": torch.from_numpy(index).to(device)}
+    distinct = dict.fromkeys(spec.stored_order.parts)
+    found = {"order": np.stack([order.index(tables) for order in distinct])}
     if len(distinct) > 1:
-        rows = np.array([distinct.index(order) for order in parts], np.int32)
-        out["row_of"] = torch.from_numpy(rows).to(device)
-    return out
+        for name in "qk":
+            found[f"{name}_runs"] = np.array(parts(spec, config, name))
+            found[f"{name}_listed"] = np.array(listed(spec, name))
+    return {n: torch.from_numpy(x.astype(np.int32)).to(device) for n, x in found.items()}
 
 
 def outputs(spec: Prepass, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -97,19 +100,19 @@ class Launcher:
                 if name != "v" or carried(spec):
                     out[name].view(torch.uint8).zero_()
             return
-        held = {n: _narrow(spec, t) if n in ("cos", "sin") else t for n, t in tensors.items()}
+        held = dict(tensors)
+        if spec.rope is not None:
+            held["cos"], held["sin"] = _angles(spec, held["cos"], held["sin"])
         strides = _strides(held)
         moving = {**held, **order, **self._between(batch, q.device)}
-        moving |= {
-            f"{n}_codes": out[n].view(torch.uint8) if out[n].dtype.itemsize == 1 and n == "v"
-            and spec.layout.weights == "e4m3" else out[n]
-            for n in ("q", "k", "v")
-            if n != "v" or carried(spec)
-        }  # fmt: skip
-        moving |= {n: t for n, t in out.items() if n not in ("q", "k", "v", "k_mean")}
+        moving |= {n: t for n, t in out.items() if n not in ("q", "k", "v", "k_mean", "v_scale")}
+        moving |= {f"{n}_codes": out[n].view(torch.int32) for n in "qk"}
+        if carried(spec):
+            coded = spec.layout.weights == "e4m3"
+            moving["v_codes"] = out["v"].view(torch.uint8) if coded else out["v"]
         if spec.smooth:
             moving["mean"] = out["k_mean"]
-        if "v_scale" in out:
+        if spec.layout.v is not None:
             moving["scale"] = out["v_scale"]
         native = q.is_cuda and torch.cuda.get_device_capability(q.device) >= NATIVE_FP8
         for name in self.kernels:
@@ -150,6 +153,8 @@ class Launcher:
             out["sums"] = torch.empty(shape, dtype=torch.float32, device=device)
         if spec.layout.v is not None:
             out["maxima"] = torch.empty(shape, dtype=torch.int32, device=device)
+            size = (shape[0], spec.head_dim)
+            out["inverses"] = torch.empty(size, dtype=torch.float32, device=device)
         if spec.norm == "rms_token":
             for name in ("q_root", "k_root"):
                 size = (batch, spec.grid.tokens)
@@ -157,19 +162,24 @@ class Launcher:
         return out
 
 
-def _narrow(spec: Prepass, table: Tensor) -> Tensor:
-    """A column for each pair of channels: of a wide table the first of the two that are alike."""
-    if table.shape[-1] == spec.head_dim // 2:
-        return table
-    return table[:, ::2] if spec.rope == "interleaved" else table[:, : spec.head_dim // 2]
+def _angles(spec: Prepass, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """A column for each pair of channels, of a wide table the first of the two that are alike; both
+    tables with the same strides."""
+    step = 2 if spec.rope == "interleaved" else 1
+    half = spec.head_dim // 2
+    cos, sin = (
+        t if t.shape[-1] == half else t[:, : half * step : step] for t in (cos, sin)
+    )
+    if cos.stride() != sin.stride():
+        cos, sin = cos.contiguous(), sin.contiguous()
+    return cos, sin
 
 
 def _strides(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    out = {"cos_n": 0, "cos_d": 0, "sin_n": 0, "sin_d": 0}
+    out = {"angle_n": 0, "angle_d": 0}
     for name in "qkv":
         steps = tensors[name].stride()
         out |= {f"{name}_{axis}": step for axis, step in zip("bhnd", steps, strict=True)}
-    for name in ("cos", "sin"):
-        if name in tensors:
-            out |= {f"{name}_{a}": n for a, n in zip("nd", tensors[name].stride(), strict=True)}
+    if "cos" in tensors:
+        out |= dict(zip(("angle_n", "angle_d"), tensors["cos"].stride(), strict=True))
     return out

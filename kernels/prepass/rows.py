@@ -1,7 +1,8 @@
 """Rows of q, k and v in registers: what the pre-pass's kernels share.
 
 A row lies in two halves, ``a`` and ``b``: channels that a rotation turns into each other stand at
-the same place of both.  Numbers are float32.
+the same place of both.  Numbers are float32.  A norm's factor of a row is kept apart from its
+numbers as long as it can be: what follows multiplies by it once for all.
 """
 
 import triton
@@ -34,33 +35,44 @@ def load_pairs(
         pair = tl.arange(0, P)
         if 2 * P > D:
             keep = keep & (pair < D // 2)[None, :]
-        at = base + rows[:, None] + pair.to(tl.int64)[None, :] * step
-        a = tl.load(at, mask=keep, other=0.0).to(tl.float32)
-        other = base + rows[:, None] + (pair + D // 2).to(tl.int64)[None, :] * step
-        b = tl.load(other, mask=keep, other=0.0).to(tl.float32)
+        at = base + rows[:, None]
+        a = tl.load(at + pair.to(tl.int64)[None, :] * step, mask=keep, other=0.0).to(tl.float32)
+        other = (pair + D // 2).to(tl.int64)[None, :] * step
+        b = tl.load(at + other, mask=keep, other=0.0).to(tl.float32)
     return a, b
 
 
 @triton.jit
-def channels(D: tl.constexpr, P: tl.constexpr, INTERLEAVED: tl.constexpr):
-    """The channels of both halves, and which places hold one."""
-    pair = tl.arange(0, P)
+def vectors(base, D: tl.constexpr, P: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """A vector of D channels in both halves, ``[1, P]``; 0 past the last."""
     if INTERLEAVED:
-        first = 2 * pair
-        second = first + 1
+        column = tl.arange(0, 2 * P)
+        x = tl.load(base + column, mask=column < D, other=0.0).to(tl.float32)
+        a, b = tl.split(tl.reshape(x, [1, P, 2]))
     else:
-        first = pair
-        second = pair + D // 2
-    return first, second, pair < D // 2
+        pair = tl.arange(0, P)[None, :]
+        there = pair < D // 2
+        a = tl.load(base + pair, mask=there, other=0.0).to(tl.float32)
+        b = tl.load(base + D // 2 + pair, mask=there, other=0.0).to(tl.float32)
+    return a, b
 
 
 @triton.jit
-def vectors(base, D: tl.constexpr, P: tl.constexpr, INTERLEAVED: tl.constexpr):
-    """A vector of D channels in both halves, ``[1, P]``."""
-    first, second, there = channels(D, P, INTERLEAVED)
-    a = tl.load(base + first, mask=there, other=0.0).to(tl.float32)
-    b = tl.load(base + second, mask=there, other=0.0).to(tl.float32)
-    return a[None, :], b[None, :]
+def both(a, b):
+    """Halves of rows side by side, ``[rows, P, 2]``."""
+    return tl.join(a, b)
+
+
+@triton.jit
+def places(D: tl.constexpr, P: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """Channels of `both`'s entries, ``[P, 2]``, and which of them there are."""
+    pair = tl.arange(0, P)[:, None]
+    which = tl.arange(0, 2)[None, :]
+    if INTERLEAVED:
+        channel = 2 * pair + which
+    else:
+        channel = pair + D // 2 * which
+    return channel, (pair < D // 2) & (which < 2)
 
 
 @triton.jit
@@ -71,67 +83,67 @@ def squares(a, b):
 
 @triton.jit
 def normalized(
-    a, b, inside, weight, bias, roots, eps,
+    a, b, weight, bias, root, eps,
     NORM: tl.constexpr, D: tl.constexpr, P: tl.constexpr, INTERLEAVED: tl.constexpr,
 ):  # fmt: skip
-    """Rows over their root mean square (1), over the root that is given (2), or less their mean
-    over their deviation (3); times the weight, plus the bias."""
+    """(a, b, factor of rows or None) of rows under a norm: by their root mean square (1), by the
+    root that is given (2), or less their mean by their deviation (3); times weight, plus bias."""
+    if NORM == 3:
+        middle = (tl.sum(a + b, 1) * (1.0 / D))[:, None]
+        a = a - middle
+        b = b - middle
+        if 2 * P > D:
+            there = (tl.arange(0, P) < D // 2)[None, :]
+            a = tl.where(there, a, 0.0)
+            b = tl.where(there, b, 0.0)
+    if NORM == 1 or NORM == 3:
+        root = tl.rsqrt(squares(a, b) * (1.0 / D) + eps)
     if NORM:
-        if NORM == 3:
-            _, _, there = channels(D, P, INTERLEAVED)
-            middle = (tl.sum(a + b, 1) * (1.0 / D))[:, None]
-            keep = inside[:, None] & there[None, :]
-            a = tl.where(keep, a - middle, 0.0)
-            b = tl.where(keep, b - middle, 0.0)
-        if NORM == 2:
-            root = roots
-        else:
-            root = tl.rsqrt(squares(a, b) * (1.0 / D) + eps)
         by_a, by_b = vectors(weight, D, P, INTERLEAVED)
-        a = a * root[:, None] * by_a
-        b = b * root[:, None] * by_b
-        if NORM == 3:
-            more_a, more_b = vectors(bias, D, P, INTERLEAVED)
-            a = tl.where(inside[:, None], a + more_a, 0.0)
-            b = tl.where(inside[:, None], b + more_b, 0.0)
-    return a, b
+        a = a * by_a
+        b = b * by_b
+    if NORM == 3:
+        more_a, more_b = vectors(bias, D, P, INTERLEAVED)
+        a = a * root[:, None] + more_a
+        b = b * root[:, None] + more_b
+        root = None
+    return a, b, root
 
 
 @triton.jit
 def load_angles(
-    cos, sin, token, inside, text, visual, cos_n, cos_d, sin_n, sin_d,
-    D: tl.constexpr, P: tl.constexpr,
-):  # fmt: skip
+    cos, sin, token, inside, text, visual, angle_n, angle_d, D: tl.constexpr, P: tl.constexpr
+):
     """Cosines and sines of tokens, ``[rows, P]``: of no turn for text."""
     pair = tl.arange(0, P)
     row = token - text
     keep = (inside & (row >= 0) & (row < visual))[:, None]
     if 2 * P > D:
         keep = keep & (pair < D // 2)[None, :]
-    column = pair.to(tl.int64)[None, :]
-    row = row.to(tl.int64)[:, None]
-    c = tl.load(cos + row * cos_n + column * cos_d, mask=keep, other=1.0)
-    s = tl.load(sin + row * sin_n + column * sin_d, mask=keep, other=0.0)
+    at = row.to(tl.int64)[:, None] * angle_n + pair.to(tl.int64)[None, :] * angle_d
+    c = tl.load(cos + at, mask=keep, other=1.0)
+    s = tl.load(sin + at, mask=keep, other=0.0)
     return c.to(tl.float32), s.to(tl.float32)
 
 
 @triton.jit
-def magnitudes(x):
-    """As integers magnitudes keep their order, and NaN is above everything."""
-    return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+def rows_largest(a, b):
+    """The largest magnitude of each row: NaN where there is one."""
+    pairs = tl.maximum(tl.abs(a), tl.abs(b), propagate_nan=tl.PropagateNan.ALL)
+    # As integers magnitudes keep their order, and NaN is above everything.
+    return tl.max(pairs.to(tl.int32, bitcast=True), 1).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def units(largest, LIMIT: tl.constexpr, TINY: tl.constexpr):
-    """(scales, their inverses) of groups by their largest magnitude: NaN and 0 where it is no
-    number, 0 and 0 where it is 0."""
-    unit = tl.math.div_rn(
-        largest.to(tl.float32, bitcast=True), tl.full(largest.shape, LIMIT, tl.float32)
-    )
-    unit = tl.where(largest == 0, 0.0, tl.maximum(unit, TINY))
+    """(scales, their inverses) of groups by the bits of their largest magnitude: NaN and 0 where
+    it is no number, 0 and 0 where it is 0."""
+    span = largest.to(tl.float32, bitcast=True)
+    unit = tl.maximum(tl.math.div_rn(span, span * 0.0 + LIMIT), TINY)
+    unit = tl.where(largest == 0, 0.0, unit)
     used = (largest > 0) & (largest < INFINITE)
-    one = tl.full(largest.shape, 1.0, tl.float32)
-    inverse = tl.where(used, tl.math.div_rn(one, tl.where(used, unit, 1.0)), 0.0)
+    divisor = tl.where(used, unit, 1.0)
+    inverse = tl.where(used, tl.math.div_rn(divisor * 0.0 + 1.0, divisor), 0.0)
     return tl.where(largest < INFINITE, unit, float("nan")), inverse
 
 
@@ -162,18 +174,25 @@ def spread(groups, T: tl.constexpr, SPAN: tl.constexpr, PERIOD: tl.constexpr, WI
 
 
 @triton.jit
-def integers(v, inverse):
-    """Codes of numbers, 0 where there is no scale."""
-    pattern = (v * inverse + ROUND).to(tl.int32, bitcast=True)
-    return tl.where(inverse > 0.0, pattern, 0).to(tl.int8)
+def patterns(v, inverse):
+    """Integers nearest to numbers over their scales, in the lowest byte."""
+    return (v * inverse + ROUND).to(tl.int32, bitcast=True)
 
 
 @triton.jit
-def e4m3(v, inverse, NATIVE: tl.constexpr):
-    """Patterns of OCP e4m3 nearest to numbers of at most 448, ties to even; 0 without a scale."""
-    v = v * inverse
+def merged(x, BITS: tl.constexpr):
+    """The lowest BITS of neighbours along the last axis, the first one below: half as many."""
+    M: tl.constexpr = x.shape[0]
+    N: tl.constexpr = x.shape[1]
+    low, high = tl.split(tl.reshape(x, [M, N // 2, 2]))
+    return (low & ((1 << BITS) - 1)) | (high << BITS)
+
+
+@triton.jit
+def e4m3(v, NATIVE: tl.constexpr):
+    """Patterns of OCP e4m3 nearest to numbers of at most 448, ties to even."""
     if NATIVE:
-        pattern = v.to(tl.float8e4nv).to(tl.uint8, bitcast=True).to(tl.int32)
+        pattern = v.to(tl.float8e4nv).to(tl.uint8, bitcast=True)
     else:
         bits = v.to(tl.int32, bitcast=True)
         size = bits & 0x7FFFFFFF
@@ -181,4 +200,4 @@ def e4m3(v, inverse, NATIVE: tl.constexpr):
         # Below 2**-6 patterns count units of 2**-9.
         small = (tl.abs(v) * 512.0 + ROUND).to(tl.int32, bitcast=True) & 15
         pattern = tl.where(size < 0x3C800000, small, normal) | ((bits >> 24) & 0x80)
-    return tl.where(inverse > 0.0, pattern, 0).to(tl.uint8)
+    return pattern.to(tl.uint8)

@@ -10,11 +10,11 @@ import triton
 import triton.language as tl
 
 from kdsl.kernels.prepass.rows import (
-    channels,
+    both,
     load_angles,
     load_pairs,
-    magnitudes,
     normalized,
+    places,
     squares,
     units,
 )
@@ -40,7 +40,7 @@ def root_of(
 @triton.jit
 def prepass_tiles(
     q, k, v, k_weight, k_bias, cos, sin, q_root, k_root, sums, maxima,
-    q_b, q_h, q_n, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d, cos_n, cos_d, sin_n, sin_d,
+    q_b, q_h, q_n, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d, angle_n, angle_d,
     heads, kv_heads, k_each, tokens, text, visual, tiles, eps,
     D: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr, NORM: tl.constexpr,
     INTERLEAVED: tl.constexpr, STAGES: tl.constexpr,
@@ -76,11 +76,8 @@ def prepass_tiles(
                 k, batch, k_rows, inside, k_b, k_h, k_d, kv_heads, eps, D, P, INTERLEAVED, STAGES
             )
             tl.store(k_root + flat, root, mask=inside)
-        first, second, there = channels(D, P, INTERLEAVED)
         if sums is not None and cos is not None:
-            c, s = load_angles(
-                cos, sin, token, inside, text, visual, cos_n, cos_d, sin_n, sin_d, D, P
-            )
+            c, s = load_angles(cos, sin, token, inside, text, visual, angle_n, angle_d, D, P)
         for i in tl.range(0, k_each, num_stages=STAGES):
             head = part * k_each + i
             line = (batch * kv_heads + head).to(tl.int64)
@@ -91,13 +88,17 @@ def prepass_tiles(
                 own = k_weight
                 if NORM == 2:
                     own = k_weight + head * D
-                a, b = normalized(a, b, inside, own, k_bias, root, eps, NORM, D, P, INTERLEAVED)
+                a, b, factor = normalized(a, b, own, k_bias, root, eps, NORM, D, P, INTERLEAVED)
                 if cos is not None:
                     turned = a * c - b * s
                     b = a * s + b * c
                     a = turned
-                tl.store(sums + to + first, tl.sum(a, 0), mask=there)
-                tl.store(sums + to + second, tl.sum(b, 0), mask=there)
+                live = tl.where(inside, 1.0, 0.0)
+                if factor is not None:
+                    live = tl.where(inside, factor, 0.0)
+                channel, there = places(D, P, INTERLEAVED)
+                total = tl.sum(both(a, b) * live[:, None, None], 0)
+                tl.store(sums + to + channel, total, mask=there)
             if maxima is not None:
                 channel = tl.arange(0, 2 * P)
                 keep = inside[:, None] & (channel < D)[None, :]
@@ -105,17 +106,19 @@ def prepass_tiles(
                 rows = token.to(tl.int64)[:, None] * v_n
                 at = start + rows + channel.to(tl.int64)[None, :] * v_d
                 x = tl.load(at, mask=keep, other=0.0).to(tl.float32)
-                tl.store(maxima + to + channel, tl.max(magnitudes(x), 0), mask=channel < D)
+                # As integers magnitudes keep their order, and NaN is above everything.
+                size = x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+                tl.store(maxima + to + channel, tl.max(size, 0), mask=channel < D)
 
 
 @triton.jit
 def prepass_settle(
-    sums, maxima, mean, scale, tiles, tokens,
+    sums, maxima, mean, scale, inverses, tiles, tokens,
     D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     LIMIT: tl.constexpr, TINY: tl.constexpr,
 ):  # fmt: skip
     """Launch with a program for each head of each batch item and COLUMNS channels: k's mean of its
-    sums, v's scales of its maxima, each if it is there."""
+    sums, v's scales and their inverses of its maxima, each if it is there."""
     PARTS: tl.constexpr = (D + COLUMNS - 1) // COLUMNS
     program = tl.program_id(0)
     line = (program // PARTS).to(tl.int64)
@@ -132,8 +135,9 @@ def prepass_settle(
         if maxima is not None:
             largest = tl.maximum(largest, tl.load(maxima + at, mask=keep, other=0))
     if sums is not None:
-        count = tl.full([COLUMNS], 1.0, tl.float32) * tokens
+        count = tl.zeros([COLUMNS], tl.float32) + tokens
         tl.store(mean + line * D + channel, tl.math.div_rn(tl.sum(total, 0), count), mask=there)
     if maxima is not None:
-        unit, _ = units(tl.max(largest, 0), LIMIT, TINY)
+        unit, inverse = units(tl.max(largest, 0), LIMIT, TINY)
         tl.store(scale + line * D + channel, unit, mask=there)
+        tl.store(inverses + line * D + channel, inverse, mask=there)
