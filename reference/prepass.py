@@ -95,7 +95,8 @@ def _normalized(spec: Prepass, given: Mapping[str, Float], name: str) -> Float:
         x = x - x.mean(-1, keepdims=True)
     axes = (-3, -1) if spec.norm == "rms_token" else (-1,)
     x = x / np.sqrt((x**2).mean(axes, keepdims=True) + spec.eps) * weight
-    return x + given[f"{name}_bias"] if spec.norm == "layer" else x
+    out: Float = x + given[f"{name}_bias"] if spec.norm == "layer" else x
+    return out
 
 
 def _turned(spec: Prepass, given: Mapping[str, Float], x: Float) -> Float:
@@ -104,13 +105,17 @@ def _turned(spec: Prepass, given: Mapping[str, Float], x: Float) -> Float:
     half, start = spec.head_dim // 2, spec.grid.visual_start
     first = np.arange(half) * 2 if spec.rope == "interleaved" else np.arange(half)
     second = first + (1 if spec.rope == "interleaved" else half)
-    # A wide table has each number twice, at the channels that it belongs to.
-    cos, sin = (t if t.shape[-1] == half else t[:, first] for t in (given["cos"], given["sin"]))
-    at = slice(start, start + spec.grid.visual)
-    a, b = x[..., at, first], x[..., at, second]
-    out = x.copy()
-    out[..., at, first] = a * cos - b * sin
-    out[..., at, second] = a * sin + b * cos
+    # Text is turned by no angle: an infinity there still spoils the other channel of its pair.
+    cos, sin = np.ones((spec.grid.tokens, half)), np.zeros((spec.grid.tokens, half))
+    for full, name in ((cos, "cos"), (sin, "sin")):
+        table = given[name]
+        # A wide table has each number twice, at the channels that it belongs to.
+        table = table if table.shape[-1] == half else table[:, first]
+        full[start : start + spec.grid.visual] = table
+    a, b = x[..., first], x[..., second]
+    out = np.empty_like(x)
+    out[..., first] = a * cos - b * sin
+    out[..., second] = a * sin + b * cos
     return out
 
 

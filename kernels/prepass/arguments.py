@@ -25,6 +25,8 @@ TINY = 2.0**-126
 """The least scale, as `Layout.quantize` has it."""
 SETTLED = (256, 32)
 """Tiles and channels that a program of `prepass_settle` takes at a time."""
+MOST_REGISTERS = 128
+"""Of a thread of the last kernel, where that many do not spill."""
 OPTIONAL = (
     "q_weight", "k_weight", "q_bias", "k_bias", "cos", "sin", "order", "q_runs", "q_listed",
     "k_runs", "k_listed", "q_root", "k_root", "mean", "inverses", "v_codes", "v_sum", "q_pool",
@@ -82,10 +84,16 @@ def constants(spec: Prepass, config: Config, kernel: str, native_fp8: bool) -> d
     return out | {"Q_POOL": pools[0], "K_POOL": pools[1]}
 
 
-def options(config: Config, kernel: str) -> dict[str, int]:
-    """What the compiler is told of a configuration."""
+def options(spec: Prepass, config: Config, kernel: str) -> dict[str, int]:
+    """What the compiler is told of a configuration.
+
+    Left alone, ptxas takes so many registers for 32 entries a thread that half of a
+    multiprocessor's stay idle.
+    """
     warps = {"prepass_tiles": config.row_warps, "prepass_settle": 8}
-    return {"num_warps": warps.get(kernel, config.num_warps), "num_stages": 1}
+    out = {"num_warps": warps.get(kernel, config.num_warps), "num_stages": 1}
+    each = config.block * 2 * halves(spec) // (32 * config.num_warps)
+    return out | ({"maxnreg": MOST_REGISTERS} if kernel == "prepass_codes" and each <= 32 else {})
 
 
 def numbers(
@@ -174,7 +182,7 @@ def programs(spec: Prepass, config: Config, kernel: str, batch: int) -> int:
 def present(spec: Prepass, kernel: str) -> dict[str, str]:
     """Triton's types of the tensors that a kernel takes of a spec, by name."""
     layout, short = spec.layout, f"*{SHORT[spec.dtype]}"
-    inputs = {name: short for name in spec.inputs}
+    inputs = dict.fromkeys(spec.inputs, short)
     inputs |= {name: "*fp32" for name in spec.inputs if name not in ("q", "k", "v")}
     roots = {"q_root": "*fp32", "k_root": "*fp32"} if spec.norm == "rms_token" else {}
     smooth, coded = spec.smooth, layout.v is not None
@@ -216,7 +224,7 @@ def ahead_of_time(
     signature = {n: there[n] for n in named if n in there}
     made |= {n: None for n in OPTIONAL if n in named and n not in there}
     divisible: list[Any] = list(signature)
-    strides = contiguous(spec, batch) if kernel != "prepass_settle" else {}
+    strides = contiguous(spec) if kernel != "prepass_settle" else {}
     for name, value in numbers(spec, config, kernel, strides).items():
         if name == "eps":
             signature[name] = "fp32"
@@ -225,13 +233,13 @@ def ahead_of_time(
         else:
             signature[name] = "i32" if value < 2**31 else "i64"
             divisible += [name] if value % 16 == 0 else []
-    opts = options(config, kernel)
+    opts = options(spec, config, kernel)
     return AheadOfTime(source(), kernel, signature, made, tuple(divisible), opts)
 
 
-def contiguous(spec: Prepass, batch: int) -> dict[str, int]:
+def contiguous(spec: Prepass) -> dict[str, int]:
     """Strides of a call with contiguous tensors."""
-    out = {}
+    out: dict[str, int] = {}
     for name, heads in (("q", spec.heads), ("k", spec.group_heads), ("v", spec.group_heads)):
         row = spec.head_dim
         head = spec.grid.tokens * row
@@ -239,5 +247,4 @@ def contiguous(spec: Prepass, batch: int) -> dict[str, int]:
         out |= {f"{name}_{axis}": step for axis, step in zip("bhnd", steps, strict=True)}
     turns = spec.rope is not None
     out |= {"angle_n": spec.head_dim // 2 if turns else 0, "angle_d": int(turns)}
-    del batch
     return out

@@ -138,13 +138,13 @@ def code_rows(
         live = tl.where(inside, 1.0, 0.0)
         if mean is not None:
             less_a, less_b = vectors(mean + line * D, D, P, INTERLEAVED)
-            if factor is None:
-                a = a - less_a
-                b = b - less_b
-            else:
+            if NORM == 1 or NORM == 2:
                 a = a * factor[:, None] - less_a
                 b = b * factor[:, None] - less_b
-        elif factor is not None:
+            else:
+                a = a - less_a
+                b = b - less_b
+        elif NORM == 1 or NORM == 2:
             live = tl.where(inside, factor, 0.0)
         if pooled is not None:
             block = tile * (T // POOL) + tl.arange(0, T // POOL)

@@ -75,12 +75,14 @@ def problem(spec: Prepass, config: Config, target: Target) -> str | None:
     if config.block % SUMMED:
         return f"tiles of {config.block} tokens, and sums over {SUMMED}"
     wide = 2 * halves(spec)
-    for tokens, warps in ((config.block, config.num_warps), (config.rows, config.row_warps)):
+    sizes = [(config.block, config.num_warps)]
+    sizes += [(config.rows, config.row_warps)] if starts(spec) else []
+    for tokens, warps in sizes:
         each = tokens * wide // (32 * warps)
         if not LEAST_EACH <= each <= MOST_EACH:
             return f"{each} entries a thread, {LEAST_EACH} to {MOST_EACH} may be"
     if not starts(spec) and (config.rows, config.row_warps, config.row_heads) != (64, 4, 1):
-        return "nothing runs over all tokens: no first kernel to choose for"
+        return "nothing runs over all tokens: no first kernel to choose for, (64, 4, 1)"
     if spec.norm == "rms_token" and config.row_heads != 1:
         return "a norm over all heads takes them all in one program"
     need = shared_bytes(spec, config, target)
@@ -107,23 +109,22 @@ def candidates(spec: Prepass, target: Target) -> list[Config]:
 def preferences(spec: Prepass) -> list[Config]:
     """Configurations from the most to the least wanted: guesses, until rows are measured.
 
-    Tiles as small as scales and means allow, so that several programs share a multiprocessor: one
-    loads while others compute.  About 32 entries a thread.  Heads of one order read the same rows of
-    cosines and sines, which a program finds in its L1 cache; half of the multiprocessors' turn is
-    left to others.
+    About 32 entries a thread, in the smallest tile that holds whole groups; heads of one order, for
+    which cosines, sines and places are looked up once, four at a time with the next one's numbers
+    on their way.  Few tokens a tile where all heads of a token are read twice: the second reading
+    should find them in the cache.
     """
     wide, out = 2 * halves(spec), []
-    for each in (32, 16, 64, 8):
+    for each, stages in ((32, 2), (32, 1), (16, 2), (16, 1), (64, 1), (8, 1)):
         for block in (64, 128, 256, 32):
             warps = block * wide // (32 * each)
-            for rows in (16, 32, 64) if spec.norm == "rms_token" else (64, 32, 128, 16):
-                row_warps = max(rows * wide // (32 * 32), 2)
-                if not starts(spec):
-                    rows, row_warps = 64, 4
-                if warps in SPACE["num_warps"] and row_warps in SPACE["row_warps"]:
-                    heads = 4 if spec.rope is not None else 1
-                    own = 1 if spec.norm == "rms_token" or not starts(spec) else heads
-                    out.append(Config(block, warps, heads, 1, rows, row_warps, own))
+            rows = 16 if spec.norm == "rms_token" else 64
+            row_warps = min(max(rows * wide // (32 * 32), 2), 8)
+            row_heads = 1 if spec.norm == "rms_token" else 4
+            if not starts(spec):
+                rows, row_warps, row_heads = 64, 4, 1
+            if warps in SPACE["num_warps"]:
+                out.append(Config(block, warps, 4, stages, rows, row_warps, row_heads))
     return out
 
 

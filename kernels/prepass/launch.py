@@ -140,7 +140,7 @@ class Launcher:
 
         launch(
             getattr(self.module, name), count, key, self.prepared, own, values,
-            {**options(self.config, name), "enable_fp_fusion": True},
+            {**options(self.spec, self.config, name), "enable_fp_fusion": True},
         )  # fmt: skip
 
     def _between(self, batch: int, device: Any) -> dict[str, Tensor]:
@@ -167,9 +167,7 @@ def _angles(spec: Prepass, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     tables with the same strides."""
     step = 2 if spec.rope == "interleaved" else 1
     half = spec.head_dim // 2
-    cos, sin = (
-        t if t.shape[-1] == half else t[:, : half * step : step] for t in (cos, sin)
-    )
+    cos, sin = (t if t.shape[-1] == half else t[:, : half * step : step] for t in (cos, sin))
     if cos.stride() != sin.stride():
         cos, sin = cos.contiguous(), sin.contiguous()
     return cos, sin

@@ -86,8 +86,11 @@ def normalized(
     a, b, weight, bias, root, eps,
     NORM: tl.constexpr, D: tl.constexpr, P: tl.constexpr, INTERLEAVED: tl.constexpr,
 ):  # fmt: skip
-    """(a, b, factor of rows or None) of rows under a norm: by their root mean square (1), by the
-    root that is given (2), or less their mean by their deviation (3); times weight, plus bias."""
+    """(a, b, root) of rows under a norm: by their root mean square (1), by the root that is given
+    (2), or less their mean by their deviation (3), times weight, plus bias.
+
+    The first two still have to be multiplied by the root that comes with them.
+    """
     if NORM == 3:
         middle = (tl.sum(a + b, 1) * (1.0 / D))[:, None]
         a = a - middle
@@ -106,7 +109,6 @@ def normalized(
         more_a, more_b = vectors(bias, D, P, INTERLEAVED)
         a = a * root[:, None] + more_a
         b = b * root[:, None] + more_b
-        root = None
     return a, b, root
 
 

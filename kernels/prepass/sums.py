@@ -94,7 +94,7 @@ def prepass_tiles(
                     b = a * s + b * c
                     a = turned
                 live = tl.where(inside, 1.0, 0.0)
-                if factor is not None:
+                if NORM == 1 or NORM == 2:
                     live = tl.where(inside, factor, 0.0)
                 channel, there = places(D, P, INTERLEAVED)
                 total = tl.sum(both(a, b) * live[:, None, None], 0)
