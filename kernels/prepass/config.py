@@ -81,6 +81,8 @@ def problem(spec: Prepass, config: Config, target: Target) -> str | None:
         each = tokens * wide // (32 * warps)
         if not LEAST_EACH <= each <= MOST_EACH:
             return f"{each} entries a thread, {LEAST_EACH} to {MOST_EACH} may be"
+        if warps == 16 and each > 32:
+            return f"{each} entries a thread, and 128 registers"
     if not starts(spec) and (config.rows, config.row_warps, config.row_heads) != (64, 4, 1):
         return "nothing runs over all tokens: no first kernel to choose for, (64, 4, 1)"
     if spec.norm == "rms_token" and config.row_heads != 1:

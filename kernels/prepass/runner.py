@@ -47,7 +47,7 @@ class PrepassRunner:
         if spec.moves:
             index = np.atleast_2d(spec.stored_order.index(self.tables))
             index = np.broadcast_to(index, (spec.heads, spec.grid.tokens))
-            self.index = torch.from_numpy(np.ascontiguousarray(index)).to(device)
+            self.index = torch.from_numpy(index.copy()).to(device)
         self.launchers: dict[Config, tuple[launch.Launcher, dict[str, Any]]] = {}
         self.out = launch.outputs(spec, self.tensors)
 
