@@ -114,6 +114,8 @@ def code_rows(
     position = tile * T + tl.arange(0, T)
     inside = position < tokens
     start, count, row = heads_of(runs, part, each)
+    # Tiles that only the padding of transposed v reaches into have no rows.
+    count = tl.where(tile * T < tokens, count, 0)
     token = tokens_of(order, row, position, tokens)
     if cos is not None:
         c, s = load_angles(cos, sin, token, inside, text, visual, angle_n, angle_d, D, P)

@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 import kdsl
 from kdsl import Grid, layouts, masks, orders, targets
 from kdsl.expr import table
+from kdsl.kernels.prepass import arguments, launch
 from kdsl.kernels.prepass.config import SPACE, Config, default, problem
+from kdsl.runtime import codecache
 from kdsl.runtime.builder import device_target
 from kdsl.runtime.operator import Operator
+from kdsl.runtime.prepass import Prepared
 from kdsl.specs import Prepass
 from tests.devices import DEVICE, GPU, examples
 from tests.preparing import by_name, check, inputs, prepasses
@@ -149,6 +152,34 @@ def test_strides() -> None:
     check(SPEC, op(*turned.values()), given_)
     contiguous = {n: x.contiguous() for n, x in given_.items()}
     check(SPEC, op(*contiguous.values()), given_)
+
+
+@pytest.mark.parametrize("tokens", [1, 33, 60, 64, 65, 129, 190])
+def test_nothing_is_written_beside_the_outputs(tokens: int) -> None:
+    """Around every output, and in what launches leave to each other, memory stays as it was: where
+    padded v has more tiles than there are tokens for too."""
+    for block in (32, 64, 128):
+        spec = Prepass(
+            tokens=tokens, heads=2, head_dim=64, dtype="float16", smooth=True, pool=(16, 32),
+            layout=layouts.int8_qk_int8_pv("block", min(block, 64), block), norm="rms_token",
+        )  # fmt: skip
+        given_ = inputs(spec, 1, 0, DEVICE)
+        config = Config.from_json({**default(spec, here()).to_json(), "block": block})
+        config = replace(config, num_warps=max(block // 16, 2))
+        assert problem(spec, config, here()) is None
+        out, around = {}, {}
+        for name, x in launch.outputs(spec, given_).items():
+            wide = torch.full((x.nbytes + 8192,), 0x5A, dtype=torch.uint8, device=DEVICE)
+            out[name] = wide[4096:-4096].view(x.dtype).view(x.shape)
+            around[name] = wide
+        module = codecache.load(arguments.source())
+        launch.Launcher(module, spec, config)(given_, {}, out)
+        for name, wide in around.items():
+            assert (wide[:4096] == 0x5A).all(), name
+            assert (wide[-4096:] == 0x5A).all(), name
+        found = [out[n] for n in spec.layout.operands]
+        beside = (out[n] for n in ("k_mean", "q_pool", "k_pool"))
+        check(spec, Prepared(tuple(found), *beside), given_)
 
 
 def test_an_order_that_comes_with_the_call() -> None:
