@@ -136,9 +136,10 @@ def default(spec: Prepass, target: Target) -> Config:
     for config in wanted:
         if problem(spec, config, target) is None:
             return config
-    reasons = {str(problem(spec, c, target)) for c in wanted}
+    # The largest tile is the last that a group would not fit.
+    reason = problem(spec, max(wanted, key=lambda c: (c.block, c.num_warps)), target)
     raise ConfigError(
-        f"no configuration fits {target.name}: {min(reasons, key=len)}",
+        f"no configuration fits {target.name}: {reason}",
         where=repr(spec.layout)[:200],
         hint='scales of up to 256 tokens, a power of two, or backend="reference"',
     )

@@ -12,8 +12,14 @@ if TYPE_CHECKING:
     from kdsl.kernels.prepass.config import Config
 
 
+SMALL = 2048
+"""Of rows' largest entries, places of heads that are loaded ahead."""
+
+
 def shared_bytes(spec: Prepass, config: Config, target: Target) -> int:
-    """Bytes that a block asks for."""
+    """Bytes that a block asks for at most: tiles loaded ahead, and what changes hands between
+    threads (sums and codes on their way out), which may be half of what is allowed for here."""
     del target
     entries = config.block * 2 * halves(spec)
-    return entries * 4 + entries * ITEM_BYTES[spec.dtype] * (config.num_stages - 1) + 1024
+    item = ITEM_BYTES[spec.dtype]
+    return entries * item * (config.num_stages - 1) + entries * max(item, 2) + SMALL

@@ -182,9 +182,7 @@ def test_codes_are_the_layouts(spec: Prepass, seed: int) -> None:
         q = spec.stored_order.apply(q)
         held = spec.key_orders
         held = held if len(held) > 1 else held * spec.group_heads
-        k, v = (
-            np.stack([o.apply(x[:, h]) for h, o in enumerate(held)], 1) for x in (k, v)
-        )
+        k, v = (np.stack([o.apply(x[:, h]) for h, o in enumerate(held)], 1) for x in (k, v))
     wanted = spec.layout.quantize(q.astype(np.float32), k.astype(np.float32), v)
     for name, x in zip(spec.layout.operands, wanted, strict=True):
         np.testing.assert_array_equal(out[name], x)
