@@ -141,9 +141,10 @@ def listed(spec: Prepass, name: str) -> list[int]:
 
 def rows_of(spec: Prepass, name: str) -> list[int]:
     """Which of the distinct orders each head of q or of k has."""
-    orders = spec.stored_order.parts
+    # Orders that differ and yet move nothing are one.
+    orders = spec.stored_order.parts if spec.moves else (spec.stored_order,)
     distinct = {order: i for i, order in enumerate(dict.fromkeys(orders))}
-    held = orders if name == "q" else spec.key_orders
+    held = spec.key_orders if name == "k" and spec.moves else orders
     count = spec.heads if name == "q" else spec.group_heads
     return [distinct[held[h if len(held) > 1 else 0]] for h in range(count)]
 

@@ -182,6 +182,19 @@ def test_nothing_is_written_beside_the_outputs(tokens: int) -> None:
         check(spec, Prepared(tuple(found), *beside), given_)
 
 
+def test_orders_that_move_nothing() -> None:
+    """Of different forms, head by head: no part has more heads than there are."""
+    still = [~orders.axes(TEXT, "FHW"), orders.cubes(TEXT, (1, 1, 9))]
+    assert not replace(SPEC, order=[*still[:1] * 2, *still[1:] * 2]).moves
+    spec = replace(SPEC, order=[*still[:1] * 2, *still[1:] * 2])
+    config = default(spec, here())
+    assert sum(count for _, count, _ in arguments.parts(spec, config, "q")) == 4
+    held = arguments.numbers(spec, config, "prepass_codes", {})
+    assert (held["q_parts"] * held["q_each"], held["k_parts"] * held["k_each"]) == (4, 2)
+    given_ = inputs(spec, 1, 0, DEVICE)
+    check(spec, built(spec)(*given_.values()), given_)
+
+
 def test_an_order_that_comes_with_the_call() -> None:
     """A list of tokens as a table: bound, given at the call, and given otherwise at the next."""
     rng = np.random.default_rng(0)
