@@ -2,8 +2,8 @@
 
 ``attention``, ``shapes``, ``lists``, ``prepass``, ``quantize`` and ``matmul`` need a GPU.
 ``overhead``, ``partition`` and ``quality`` do not: the host's part of a call, plans for many ranks,
-errors of codes and rotations.  ``table`` prints the results, ``check`` says whether each row belongs
-to its commit.  ``sequence_parallel`` is run by torchrun, on GPUs or CPUs.
+errors of codes and rotations.  ``table`` prints the results, ``check`` says whether each row
+belongs to its commit.  ``sequence_parallel`` is run by torchrun, on GPUs or CPUs.
 """
 
 from __future__ import annotations
