@@ -55,14 +55,14 @@ def findings(target: targets.Target | None) -> list[doctor.Finding]:
 
 def test_every_operation_is_a_subject() -> None:
     """Attention, its gradients, its quantized products and both kinds of permute, each for every
-    dtype and head_dim, the pre-pass with two kinds of norm too; and quantize to each code and
-    products of it, for every dtype and two widths."""
+    dtype and head_dim, the pre-pass too; and quantize to each code and products of it, for every
+    dtype and two widths."""
     found = {
         (name, s.dtype, s.columns if isinstance(s, (Quantize, Matmul)) else s.head_dim)
         for name, _, _, s in doctor.subjects()
     }
     names = ("attention", "attention, dK and dV", "attention, dQ", "permute", "permute to int8")
-    names += ("pre-pass, rms", "pre-pass, rms_token")
+    names += ("pre-pass",)
     coded = [f"attention, int8 QK, {pv} PV" for pv in ("16-bit", "e4m3", "int8")]
     codes = [f"rotate, quantize to {code}" for code in ("int8", "fp8", "int4")]
     by = ("", " by 4 bits", " by 3 bits")

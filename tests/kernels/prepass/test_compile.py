@@ -24,7 +24,7 @@ from kdsl.targets import Target
 pytest.importorskip("triton")
 
 CHIPS = [targets.get(name) for name in ("a100", "a10", "l40s", "h100", "b200", "rtx5090")]
-SAMPLE = 3
+SAMPLE = 2
 """Configurations of each architecture in an ordinary run."""
 WAN = Grid(frames=21, height=30, width=52)
 COG = Grid(frames=13, height=30, width=45, text=226)
@@ -117,6 +117,17 @@ def test_defaults_do_not_spill(name: str) -> None:
         if kernel == "prepass_codes":
             assert "cp.async" in made.ptx
             assert "st.global.v4.b32" in made.ptx
+
+
+def test_sizes_of_one() -> None:
+    """What Triton takes for constants: a token, a head, a group, a tile."""
+    target = targets.get("h100")
+    for tokens, heads, norm in ((1, 1, "rms_token"), (16, 1, "layer")):
+        spec = Prepass(
+            tokens=tokens, heads=heads, head_dim=64, layout=layouts.int8_qk_int8_pv(), norm=norm,
+            rope="half", smooth=True, pool=(64, 128),
+        )  # fmt: skip
+        check(spec, default(spec, target), target)
 
 
 def test_cards_with_99_kib_have_a_default() -> None:
