@@ -62,7 +62,7 @@ def configs(draw: st.DrawFn, spec: Prepass) -> Config:
     return Config.from_json(held)
 
 
-@settings(max_examples=examples(20))
+@settings(max_examples=examples(12))
 @given(data=st.data(), spec=prepasses(DTYPES), seed=st.integers(0, 2**16))
 def test_kernels_equal_the_reference(data: st.DataObject, spec: Prepass, seed: int) -> None:
     """Any norm, rotation, order by head, group of heads, layout, pooling and legal configuration,

@@ -41,7 +41,7 @@ def ran(spec: Prepass = RIGHT, family: str = "random", batch: int = 1) -> Prepas
 def test_right_kernels_pass(norm: str | None, family: str) -> None:
     """With both kinds of inputs, 8-bit and 16-bit v."""
     for layout in (RIGHT.layout, UNSIGNED.layout, layouts.int8_qk()):
-        check = ran(replace(RIGHT, norm=norm, layout=layout), family, 2).check()
+        check = ran(replace(RIGHT, norm=norm, layout=layout), family).check()
         assert check.right, check
         assert check.error > 0
 
