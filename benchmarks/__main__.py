@@ -1,9 +1,9 @@
 """``python -m benchmarks SUITE``: check, time side by side with peers, append rows to the results.
 
-``attention``, ``shapes``, ``lists``, ``quantize`` and ``matmul`` need a GPU.  ``overhead``,
-``partition`` and ``quality`` do not: the host's part of a call, plans for many ranks, errors of
-codes and rotations.  ``table`` prints the results, ``check`` says whether each row belongs to its
-commit.  ``sequence_parallel`` is run by torchrun, on GPUs or CPUs.
+``attention``, ``shapes``, ``lists``, ``prepass``, ``quantize`` and ``matmul`` need a GPU.
+``overhead``, ``partition`` and ``quality`` do not: the host's part of a call, plans for many ranks,
+errors of codes and rotations.  ``table`` prints the results, ``check`` says whether each row
+belongs to its commit.  ``sequence_parallel`` is run by torchrun, on GPUs or CPUs.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from typing import Any
 from benchmarks import overhead, partition, quality, rows, sequence_parallel
 from benchmarks.attention import VARIANTS
 from benchmarks.attention import suite as attention
-from benchmarks.cases import ATTENTION, LISTS, MATMUL, QUANTIZE
+from benchmarks.cases import ATTENTION, LISTS, MATMUL, PREPASS, QUANTIZE
 from benchmarks.lists import suite as lists
 from benchmarks.matmul import suite as matmul
 from benchmarks.peers import PEERS
+from benchmarks.prepass import suite as prepass
 from benchmarks.quantize import suite as quantize
 from benchmarks.shapes import SHAPES
 from benchmarks.shapes import suite as shapes
@@ -35,6 +36,7 @@ TIMED = {
     "attention": (attention, ATTENTION),
     "shapes": (shapes, SHAPES),
     "lists": (lists, LISTS),
+    "prepass": (prepass, PREPASS),
     "quantize": (quantize, QUANTIZE),
     "matmul": (matmul, MATMUL),
 }

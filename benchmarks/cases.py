@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from kdsl import masks
+from kdsl import masks, orders
+from kdsl.grid import Grid
+from kdsl.kernels.prepass.tunable import traffic
 from kdsl.layouts import (
     Outline,
     activations,
@@ -18,7 +21,7 @@ from kdsl.layouts import (
     w8,
 )
 from kdsl.layouts.attention import AttentionLayout
-from kdsl.specs import Attention, Matmul, Quantize
+from kdsl.specs import Attention, Matmul, Prepass, Quantize
 
 SHAPES = {
     "W": (1, 12, 32768, 128),
@@ -174,6 +177,56 @@ QUANTIZE = {
         QuantizeCase(f"quantize-{columns}-int4-g128", columns, "int4", 128),
     )
 }
+
+
+@dataclass(frozen=True)
+class PrepassCase:
+    """Everything between a model's projections and 8-bit attention."""
+
+    id: str
+    spec: Prepass
+
+    @property
+    def work(self) -> int:
+        """Bytes that must move, second readings included."""
+        return traffic(self.spec).total
+
+
+WAN = Grid(frames=21, height=30, width=52)
+COG = Grid(frames=13, height=30, width=45, text=226)
+SIX = ("FHW", "FWH", "HWF", "HFW", "WHF", "WFH")
+
+
+def _prepass(id: str, grid: Grid, heads: int, head_dim: int, **given: Any) -> PrepassCase:
+    """A case with what all have in common."""
+    common = {"layout": int8_qk_fp8_pv(), "smooth": True, "tokens": grid, "heads": heads}
+    return PrepassCase(id, Prepass(**{**common, "head_dim": head_dim, **given}))
+
+
+_ALL = {"rope": "interleaved", "pool": (128, 128)}
+PREPASS = {
+    case.id: case
+    for case in (
+        _prepass(
+            "prepass-W-fp8", WAN, 12, 128, norm="rms", **_ALL,
+            order=[orders.axes(WAN, SIX[h % 6]) for h in range(12)],
+        ),
+        _prepass(
+            "prepass-W-fp8-one", WAN, 12, 128, norm="rms", **_ALL, order=orders.axes(WAN, "HWF")
+        ),
+        _prepass(
+            "prepass-W-fp8-token", WAN, 12, 128, norm="rms_token", **_ALL,
+            order=[orders.axes(WAN, SIX[h % 6]) for h in range(12)],
+        ),
+        _prepass("prepass-W-fp8-bare", WAN, 12, 128, order=orders.axes(WAN, "HWF")),
+        _prepass(
+            "prepass-C-fp8", COG, 48, 64, norm="layer", **_ALL,
+            order=[orders.axes(COG, SIX[h % 6]) for h in range(48)],
+        ),
+    )
+}  # fmt: skip
+"""Wan2.1-1.3B at 480p with everything, with one order for all heads, with its own norm over all
+heads, and without norm, rotation and pooling; CogVideoX-5B."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kdsl.expr import table
     from kdsl.grid import Grid
     from kdsl.runtime import build
-    from kdsl.specs import Attention, Matmul, Partition, Permute, Quantize
+    from kdsl.specs import Attention, Matmul, Partition, Permute, Prepass, Quantize
 
     __version__: str
 
@@ -26,6 +26,7 @@ __all__ = [
     "Matmul",
     "Partition",
     "Permute",
+    "Prepass",
     "Quantize",
     "__version__",
     "build",
@@ -47,6 +48,7 @@ _HOMES = {
     "Matmul": "kdsl.specs",
     "Partition": "kdsl.specs",
     "Permute": "kdsl.specs",
+    "Prepass": "kdsl.specs",
     "Quantize": "kdsl.specs",
     "build": "kdsl.runtime",
     "table": "kdsl.expr",

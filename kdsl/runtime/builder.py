@@ -8,7 +8,7 @@ from typing import Any
 
 from kdsl.errors import ConfigError, SpecError, UnsupportedError
 from kdsl.runtime.operator import Operator, Tables
-from kdsl.specs import Attention, Matmul, Permute, Quantize, Spec
+from kdsl.specs import Attention, Matmul, Permute, Prepass, Quantize, Spec
 from kdsl.targets import Target, from_device
 from kdsl.targets import get as target_named
 
@@ -37,7 +37,7 @@ def build(
     configurations of the gradients' kernels, by name: ``"keys"`` for dK and dV, ``"queries"`` for
     dQ; they are chosen as the forward's when they are first needed.
     """
-    if not isinstance(spec, (Attention, Permute, Quantize, Matmul)):
+    if not isinstance(spec, (Attention, Permute, Quantize, Matmul, Prepass)):
         raise SpecError(
             f"build takes a spec, got {type(spec).__name__}", hint="kdsl.Attention(...)"
         )
@@ -60,7 +60,7 @@ def build(
         return PermuteOperator(spec, target, own, config, mode, here, tables)
     from kdsl.runtime.arrays import interpreting
 
-    own_backends = ("triton",) if isinstance(spec, Quantize) else ("triton", "gluon")
+    own_backends = ("triton",) if isinstance(spec, (Quantize, Prepass)) else ("triton", "gluon")
     picked = _pick(backend, own_backends, target)
     if interpreting() and picked != "reference":
         if picked == "gluon":
@@ -88,6 +88,12 @@ def build(
         if backward:
             raise ConfigError("matmul has no backward kernels", hint="backward=None")
         return MatmulOperator(spec, target, picked, config, mode, here, tables)
+    if isinstance(spec, Prepass):
+        from kdsl.runtime.prepass import PrepassOperator
+
+        if backward:
+            raise ConfigError("prepass has no backward kernels", hint="backward=None")
+        return PrepassOperator(spec, target, picked or "triton", config, mode, here, tables)
     from kdsl.runtime.attention import AttentionOperator
     from kdsl.runtime.quantized import QuantizedOperator
 

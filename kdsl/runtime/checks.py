@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kdsl.errors import InputError
-from kdsl.specs import Attention, Matmul, Permute, Quantize
+from kdsl.specs import DTYPES, Attention, Matmul, Permute, Prepass, Quantize
 
 AXES = "[batch, heads, tokens, head_dim]"
 
@@ -139,6 +139,67 @@ def check_matmul(spec: Matmul, operands: Mapping[str, Any], *, any_dtype: bool =
         other = operands[first]
         if _kind(x) == _kind(other) and getattr(x, "device", 0) != getattr(other, "device", 0):
             raise InputError(f"{name} is on {x.device}, {first} on {other.device}")
+
+
+def check_prepass(
+    spec: Prepass, tensors: tuple[Any, ...], *, any_dtype: bool = False
+) -> dict[str, Any]:
+    """The tensors by name if they fit; InputError names the first that does not."""
+    names = ", ".join(spec.inputs)
+    if len(tensors) != len(spec.inputs):
+        raise InputError(
+            f"this pre-pass takes {names}, got {len(tensors)} tensors", hint=f"op({names})"
+        )
+    named = dict(zip(spec.inputs, tensors, strict=True))
+    for name, x in named.items():
+        _check_kind(name, x)
+        shape = spec.inputs[name]
+        if name in ("q", "k", "v"):
+            q = named["q"]
+            wanted = (q.shape[0] if len(q.shape) else 0, *shape)
+            _check_form(name, x, wanted, None if any_dtype else spec.dtype, "Prepass")
+        else:
+            _check_beside(spec, name, x, shape)
+        if _kind(x) != _kind(named["q"]):
+            raise InputError(f"{name} is a {_kind(x)}, q a {_kind(named['q'])}", hint="one kind")
+        if getattr(x, "device", None) != getattr(named["q"], "device", None):
+            raise InputError(f"{name} is on {x.device}, q on {named['q'].device}")
+    return named
+
+
+def _check_beside(spec: Prepass, name: str, x: Any, shape: tuple[int, ...]) -> None:
+    """Weights, and tables of cosines and sines: of visual tokens, narrow or wide."""
+    angles = name in ("cos", "sin")
+    wide = (*shape[:-1], spec.head_dim) if angles else shape
+    if tuple(x.shape) not in (shape, wide):
+        hint = f"{shape} or {wide}" if angles else str(shape)
+        grid, found = spec.grid, tuple(x.shape)
+        if angles and grid.text and found[:1] == (grid.tokens,):
+            at = f"{grid.text}:" if grid.visual_start else f":{grid.visual}"
+            hint = f"{name}[{at}]: rows of the visual tokens alone, text is not turned"
+        raise InputError(f"{name} has shape {found}", where=repr(grid), hint=hint)
+    dtype = str(x.dtype).removeprefix("torch.")
+    if dtype not in (*DTYPES, *(("float64",) if isinstance(x, np.ndarray) else ())):
+        raise InputError(f"{name} is {dtype}", hint=" or ".join(DTYPES))
+
+
+def check_angles(spec: Prepass, named: Mapping[str, Any]) -> None:
+    """InputError where a wide table of cosines or sines does not hold each number twice; waits for
+    the device."""
+    half = spec.head_dim // 2
+    for name in ("cos", "sin"):
+        if name not in named or named[name].shape[-1] == half:
+            continue
+        x = named[name]
+        first, second = x[:, ::2], x[:, 1::2]
+        if spec.rope == "half":
+            first, second = x[:, :half], x[:, half:]
+        if bool((first != second).any()):
+            raise InputError(
+                f"{name} differs between channels that are turned together",
+                where=f"rope={spec.rope!r}",
+                hint=f"a table with {half} columns, or the other rope",
+            )
 
 
 def _check_kind(name: str, x: Any) -> None:

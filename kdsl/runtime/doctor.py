@@ -34,7 +34,7 @@ from kdsl.runtime.choice import Choice
 from kdsl.runtime.operator import Operator
 from kdsl.runtime.records import default_place, default_sources
 from kdsl.runtime.tunables import tunable_for
-from kdsl.specs import DTYPES, HEAD_DIMS, Attention, Matmul, Permute, Quantize, Spec
+from kdsl.specs import DTYPES, HEAD_DIMS, Attention, Matmul, Permute, Prepass, Quantize, Spec
 from kdsl.targets import Target
 
 MEASURED, COMPILED, NO, FAILS = "measured", "compiled only", "not supported", "fails"
@@ -100,7 +100,7 @@ def examine(target: Target | None, say: Callable[[str], None]) -> Iterator[Findi
         yield Finding(operation, direction, spec.dtype, str(width), status, note)
 
 
-def subjects() -> Iterator[tuple[str, str, str, Attention | Permute | Quantize | Matmul]]:
+def subjects() -> Iterator[tuple[str, str, str, Attention | Permute | Quantize | Matmul | Prepass]]:
     """What is tried: name, direction, operation, spec."""
     order = axes(GRID, "WH")
     parts = {
@@ -116,6 +116,12 @@ def subjects() -> Iterator[tuple[str, str, str, Attention | Permute | Quantize |
     for (pv, held), dtype, dim in itertools.product(coded, DTYPES[:2], HEAD_DIMS):
         spec = Attention(tokens=GRID, heads=2, head_dim=dim, dtype=dtype, layout=held)
         yield f"attention, int8 QK, {pv} PV", "forward", "attention_quantized", spec
+    for dtype, dim in itertools.product(DTYPES, HEAD_DIMS):
+        before = Prepass(
+            tokens=GRID, heads=2, head_dim=dim, dtype=dtype, norm="rms_token", rope="interleaved",
+            order=order, layout=int8_qk_fp8_pv(), smooth=True, pool=(128, 128),
+        )  # fmt: skip
+        yield "pre-pass", "forward", "prepass", before
     for code, dtype, columns in itertools.product(("int8", "fp8", "int4"), DTYPES, WIDTHS):
         fmt = activations(code)
         turned = Quantize(rows=GRID.tokens, columns=columns, dtype=dtype, recipe=TURN, format=fmt)
@@ -247,6 +253,16 @@ def _references(say: Callable[[str], None]) -> Iterator[Finding]:
     same = bool((found == 1).all())
     note = "NumPy reference: ones sum up to their number" if same else "sums are off"
     yield Finding("matmul", "forward", "all", "all", MEASURED if same else FAILS, note)
+    turned = Prepass(
+        tokens=2, heads=1, head_dim=64, rope="half", dtype="float16", layout=int8_qk(), smooth=True
+    )
+    one, quarter = np.zeros((1, 1, 2, 64), np.float16), np.ones((2, 32), np.float32)
+    one[..., 3] = 1
+    made = build(turned, backend="reference").reference(one, one, one, 0 * quarter, quarter)
+    # A quarter turn moves channel 3 to 35; a k that does not change has nothing but its mean.
+    same = bool(made.operands[0][0, 0, 0, 35] == 127 and not made.operands[2].any())
+    note = "NumPy reference: a quarter turn turns, a constant goes" if same else "q or k is off"
+    yield Finding("prepass", "forward", "all", "all", MEASURED if same else FAILS, note)
 
 
 def reference_error() -> tuple[float, float]:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from kdsl.runtime.matmul import MatmulOperator
     from kdsl.runtime.operator import Operator
     from kdsl.runtime.permute import PermuteOperator
+    from kdsl.runtime.prepass import PrepassOperator
     from kdsl.runtime.quantize import QuantizeOperator
 
 
@@ -77,6 +78,30 @@ def explain_matmul(op: MatmulOperator) -> str:
         f"epilogue   {', '.join(s for s in steps if s)}",
         *_chosen(op),
         f"work       {cost['flop'] / 1e12:.3f} TFLOP, {cost['bytes'] / 1e6:.1f} MB",
+    ]
+    return "\n".join([*lines, *_times(op, cost)])
+
+
+def explain_prepass(op: PrepassOperator) -> str:
+    """Backend, configuration and its source, steps and cost of a pre-pass operator."""
+    from kdsl.kernels.prepass.arguments import launches
+    from kdsl.kernels.prepass.tunable import traffic
+
+    spec, cost, held = op.spec, op.cost(), traffic(op.spec)
+    kv = f" ({spec.group_heads} of k and v)" if spec.group > 1 else ""
+    shape = f"{spec.heads} heads{kv} x {spec.grid.tokens} tokens x head_dim {spec.head_dim}"
+    layout = spec.layout
+    v = layout.v.code if layout.v is not None else spec.dtype
+    steps = [f"norm {spec.norm}" if spec.norm else "", f"rope {spec.rope}" if spec.rope else ""]
+    steps += ["order" if spec.moves else "", "k less its mean" if spec.smooth else ""]
+    steps += [f"q and k to {layout.q.code}, v to {v} by {layout.v_stored}"]
+    steps += [f"means of {spec.pool[0]} and {spec.pool[1]}" if spec.pool else ""]
+    lines = [
+        f"prepass    {shape}, {spec.dtype}",
+        f"steps      {', '.join(s for s in steps if s)}",
+        *_chosen(op),
+        f"launches   {', '.join(launches(spec))}",
+        f"work       {cost['bytes'] / 1e6:.1f} MB, {held.reread / 1e6:.1f} MB of them read again",
     ]
     return "\n".join([*lines, *_times(op, cost)])
 

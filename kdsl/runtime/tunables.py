@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from kdsl.errors import UnsupportedError
 from kdsl.runtime.tunable import Tunable
-from kdsl.specs import Attention, Matmul, Permute, Quantize, Spec
+from kdsl.specs import Attention, Matmul, Permute, Prepass, Quantize, Spec
 
 
 def tunable_for(
@@ -48,6 +48,10 @@ def tunable_for(
         from kdsl.kernels.matmul.tunable import MatmulTunable
 
         return MatmulTunable(spec)
+    if isinstance(spec, Prepass):
+        from kdsl.kernels.prepass.tunable import PrepassTunable
+
+        return PrepassTunable(spec, tables, batch)
     raise UnsupportedError(
         f"nothing can be tuned about {type(spec).__name__} yet", hint="kdsl.Attention(...)"
     )
@@ -63,4 +67,6 @@ def operations(spec: Spec) -> tuple[str, ...]:
         return ("quantize",)
     if isinstance(spec, Matmul):
         return ("matmul",)
+    if isinstance(spec, Prepass):
+        return ("prepass",)
     return ("permute",) if isinstance(spec, Permute) else ()

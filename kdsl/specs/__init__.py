@@ -15,6 +15,7 @@ from kdsl.specs.common import DTYPES, as_array, canonical, digest
 from kdsl.specs.matmul import Matmul
 from kdsl.specs.partition import LINKS, Partition
 from kdsl.specs.permute import Permute
+from kdsl.specs.prepass import Prepass
 from kdsl.specs.quantize import Quantize
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Matmul",
     "Partition",
     "Permute",
+    "Prepass",
     "Quantize",
     "Spec",
     "as_array",
@@ -33,13 +35,14 @@ __all__ = [
     "from_json",
 ]
 
-Spec = Attention | Permute | Partition | Quantize | Matmul
+Spec = Attention | Permute | Partition | Quantize | Matmul | Prepass
 _SPECS: dict[str, Any] = {
     "attention": Attention,
     "permute": Permute,
     "partition": Partition,
     "quantize": Quantize,
     "matmul": Matmul,
+    "prepass": Prepass,
 }
 
 

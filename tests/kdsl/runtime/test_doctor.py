@@ -55,13 +55,14 @@ def findings(target: targets.Target | None) -> list[doctor.Finding]:
 
 def test_every_operation_is_a_subject() -> None:
     """Attention, its gradients, its quantized products and both kinds of permute, each for every
-    dtype and head_dim; and quantize to each code and products of it, for every dtype and two
-    widths."""
+    dtype and head_dim, the pre-pass too; and quantize to each code and products of it, for every
+    dtype and two widths."""
     found = {
         (name, s.dtype, s.columns if isinstance(s, (Quantize, Matmul)) else s.head_dim)
         for name, _, _, s in doctor.subjects()
     }
     names = ("attention", "attention, dK and dV", "attention, dQ", "permute", "permute to int8")
+    names += ("pre-pass",)
     coded = [f"attention, int8 QK, {pv} PV" for pv in ("16-bit", "e4m3", "int8")]
     codes = [f"rotate, quantize to {code}" for code in ("int8", "fp8", "int4")]
     by = ("", " by 4 bits", " by 3 bits")
@@ -82,20 +83,21 @@ def test_an_absent_gpu_is_compiled_for() -> None:
         ("permute", "measured"),
         ("quantize", "measured"),
         ("matmul", "measured"),
+        ("prepass", "measured"),
     ]
-    assert len(found) == 6
-    assert {f.status for f in found[4:]} == {"compiled only"}
-    assert all("registers" in f.note for f in found[4:])
+    assert len(found) == 7
+    assert {f.status for f in found[5:]} == {"compiled only"}
+    assert all("registers" in f.note for f in found[5:])
 
 
 @pytest.mark.usefixtures("few")
 def test_without_a_gpu_or_a_name_the_reference_speaks(capsys: pytest.CaptureFixture[str]) -> None:
-    """Four lines and a word on --gpu; exit code 0."""
+    """Five lines and a word on --gpu; exit code 0."""
     if doctor.device_target() is not None:
         pytest.skip("there is a GPU here")
     assert main(["doctor"]) == 0
     said = capsys.readouterr().out
-    assert said.count("NumPy reference:") == 4
+    assert said.count("NumPy reference:") == 5
     assert "--gpu NAME compiles every kernel" in said
     assert "compiled only" not in said
 

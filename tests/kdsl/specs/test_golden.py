@@ -15,11 +15,16 @@ from kdsl import masks, orders, specs
 from kdsl.expr import table
 from kdsl.grid import Grid
 from kdsl.layouts import Outline, activations, int4_qk, int8, int8_qk, int8_qk_fp8_pv, w8
-from kdsl.specs import Attention, Matmul, Permute, Quantize, Spec
+from kdsl.specs import Attention, Matmul, Permute, Prepass, Quantize, Spec
 
 GOLDEN = Path(__file__).with_name("golden.json")
 VIDEO = Grid(frames=21, height=30, width=52)
 MIXED = Grid(frames=13, height=30, width=45, text=226, text_at="end")
+
+
+def cubes_of_mixed() -> orders.Order:
+    """An order of a grid with text."""
+    return orders.cubes(MIXED, (4, 5, 5))
 
 
 def some_specs() -> dict[str, Spec]:
@@ -97,6 +102,20 @@ def some_specs() -> dict[str, Spec]:
             recipe=Outline((("mean", 0), ("channels", 0), ("signs", 0), ("hadamard", 128))),
             norm="layer",
             modulate=True,
+        ),
+        "pre-pass": Prepass(
+            tokens=MIXED,
+            heads=4,
+            kv_heads=2,
+            head_dim=64,
+            dtype="float16",
+            layout=int4_qk("int8", "thread"),
+            order=orders.per_head([cubes_of_mixed(), cubes_of_mixed()] * 2),
+            norm="rms_token",
+            eps=1e-5,
+            rope="half",
+            smooth=True,
+            pool=(64, 128),
         ),
         "matmul": Matmul(
             rows=4608,

@@ -384,7 +384,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     "op": (
         lambda: specs.from_json({"op": "conv"}),
         "unknown op 'conv'\n  try 'attention' or 'permute' or 'partition' or 'quantize' "
-        "or 'matmul'",
+        "or 'matmul' or 'prepass'",
     ),
     "fields": (
         lambda: specs.from_json({"op": "permute", "tokens": {"length": 4}}),
