@@ -1,0 +1,68 @@
+"""Quantize and Matmul as torch operations on a GPU: the interpreter's suite, inductor, graphs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kdsl import layouts
+from kdsl.layouts import Outline
+from kdsl.runtime import build
+from kdsl.specs import Quantize
+from tests.devices import DEVICE, no_synchronisation
+from tests.interpreter.products.test_torch import *  # noqa: F403
+from tests.matrices import operands, spec_of
+from tests.quantizing import inputs, values
+
+torch: Any = pytest.importorskip("torch")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(DEVICE == "cpu", reason="in the interpreter these are the CPU's tests"),
+    pytest.mark.filterwarnings("ignore:no CUDA GPU here"),
+]
+TURN = Outline((("signs", 0), ("hadamard", 128)))
+
+
+def layer(code: str) -> tuple[Any, Any]:
+    """A rotation with codes and a product, bound, in bfloat16; and an input."""
+    spec = spec_of(code, rows=300, inner=512, columns=256, dtype="bfloat16", bias=True,
+                   activation="gelu_tanh")  # fmt: skip
+    coded = Quantize(
+        rows=300, columns=512, format=layouts.activations(code), recipe=TURN, dtype="bfloat16"
+    )
+    given = {n: torch.from_numpy(v).cuda() for n, v in operands(spec).items()}
+    given["bias"] = given["bias"].bfloat16()
+    turn = build(coded, tables=values(coded))
+    op = build(spec, tables={n: t for n, t in given.items() if n.startswith(("weight", "bias"))})
+    return (lambda x: op(*turn(x))), inputs(coded, None, 0, "cuda")[0]
+
+
+@pytest.mark.parametrize("code", ["int8", "fp8"])
+def test_inductor(code: str) -> None:
+    """Compiled by inductor without a graph break, also into CUDA graphs: eager bits."""
+    run, x = layer(code)
+    wanted = run(x)
+    for mode in ("default", "reduce-overhead"):
+        torch._dynamo.reset()
+        compiled = torch.compile(lambda x: run(x) + 1, fullgraph=True, mode=mode)
+        for _ in range(3):
+            found = compiled(x)
+        assert torch.equal(found, wanted + 1), mode
+
+
+def test_graphs() -> None:
+    """The operations captured in a CUDA graph, replayed on other numbers, without waiting."""
+    run, x = layer("int8")
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    compiled(x)
+    torch.cuda.synchronize()
+    with no_synchronisation():
+        compiled(x)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = compiled(x)
+    x.copy_(x.flip(0).clone())
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(out, run(x))
