@@ -160,6 +160,20 @@ class RowProgram:
         given = named if sums is None else {**named, "weight_sums": sums}
         return cast("Tensor", op.launched(given))
 
+    def sums(self, weight: Mapping[str, Tensor]) -> Tensor | None:
+        """Sums of a weight's codes, which `matmul` takes where a kernel meets zero points of x.
+
+        UnsupportedError where no kernel computes the spec.
+        """
+        from kdsl.kernels.matmul.facts import view
+        from kdsl.kernels.matmul.launch import sums_of
+
+        if self.backend == "reference":
+            return None
+        assert isinstance(self.spec, Matmul)
+        held = view(self.spec)
+        return sums_of(weight[f"weight_{held.weight.codes}"]) if held.zeros else None
+
     def _weight(self, spec: Matmul, named: Mapping[str, Tensor]) -> Any:
         """What the weight's buffers stand for, kept while they live and nobody writes to them."""
         held = [named[f"weight_{b.name}"] for b in spec.weight.buffers]
