@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from kdsl.nn.linear import QuantLinear
     from kdsl.nn.model import apply, plan_of, quantize
     from kdsl.nn.report import show
+    from kdsl.nn.rotation import Transform, transform
     from kdsl.nn.scheme import Scheme, w4a8, w4a16, w8a8
-    from kdsl.nn.transform import Transform, transform
 
 __all__ = [
     "QuantLinear",
@@ -35,12 +35,12 @@ __all__ = [
 _HOMES = {
     "QuantLinear": "linear",
     "Scheme": "scheme",
-    "Transform": "transform",
+    "Transform": "rotation",
     "apply": "model",
     "plan_of": "model",
     "quantize": "model",
     "show": "report",
-    "transform": "transform",
+    "transform": "rotation",
     "w4a16": "scheme",
     "w4a8": "scheme",
     "w8a8": "scheme",

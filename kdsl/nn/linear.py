@@ -17,8 +17,9 @@ from kdsl.errors import InputError, SpecError
 from kdsl.layouts import Format
 from kdsl.layouts.transforms import Recipe
 from kdsl.nn.fitting import fit
-from kdsl.nn.transform import Transform, moved
+from kdsl.nn.rotation import Transform, moved
 from kdsl.plans.quantization import LayerPlan
+from kdsl.runtime.arrays import interpreting
 from kdsl.runtime.row_program import RowProgram
 from kdsl.runtime.torch_ops import on, wanted
 from kdsl.runtime.torch_rows import remember
@@ -182,7 +183,9 @@ class QuantLinear(torch.nn.Module):
             raise SpecError(f"a layer of {dtype}", hint=", ".join(DTYPES))
         if device.type == "meta":
             return
-        backend = "reference" if device.type == "cpu" and not self._interpreted() else self.backend
+        backend = self.backend
+        if device.type == "cpu":
+            backend = (backend or "triton") if interpreting() else "reference"
         plain: dict[str, Any] = {
             "rows": 1, "inner": self.in_features, "columns": self.out_features, "dtype": dtype,
             "weight": self.weight_format, "activation": self.activation,
@@ -204,12 +207,6 @@ class QuantLinear(torch.nn.Module):
             self._values = coded.values(tables, device)
             programs.append(coded)
         self._programs, self._names = tuple(programs), tuple(p.name for p in programs)
-
-    @staticmethod
-    def _interpreted() -> bool:
-        from kdsl.runtime.arrays import interpreting
-
-        return interpreting()
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``[..., out_features]`` in the dtype of x, which is the layer's."""

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from kdsl import layouts
 from kdsl.errors import InputError, SpecError, StoreError, reading
-from kdsl.layouts import Format, Outline
+from kdsl.layouts import Format, Outline, tables
 from kdsl.layouts.groups import Shape
 from kdsl.layouts.transforms import Recipe
 from kdsl.plans.container import Payload, Plan, load
@@ -47,7 +47,9 @@ class LayerPlan:
         self.weight.check(self.shape)
         if self.x is not None:
             self.x.check((1, self.shape[1]))
-        Outline.of(self.recipe).check(self.shape[1])
+        outline = Outline.of(self.recipe)
+        outline.check(self.shape[1])
+        outline.recipe(tables(self.recipe), self.shape[1])  # values of their shapes
         if self.dtype not in DTYPES:
             raise SpecError(f"dtype={self.dtype!r}", hint=", ".join(DTYPES))
         for buffer in self.weight.buffers:

@@ -17,7 +17,7 @@ from kdsl.errors import ConfigError, SpecError
 from kdsl.reference.matmul import buffers_of, matmul, values
 from kdsl.reference.quantize import quantize
 from kdsl.runtime.arrays import like
-from kdsl.runtime.builder import build
+from kdsl.runtime.builder import build, device_target
 from kdsl.specs import Matmul, Quantize, as_array, canonical
 
 if TYPE_CHECKING:
@@ -62,6 +62,11 @@ class RowProgram:
         spec = kinds[value["spec"]["op"]].from_json(value["spec"])
         return RowProgram(spec, value["backend"], value["config"], value["mode"])
 
+    @property
+    def by_reference(self) -> bool:
+        """Whether NumPy computes it: asked for, or for want of a GPU."""
+        return self.backend == "reference" or (self.backend is None and device_target() is None)
+
     @cached_property
     def _operators(self) -> OrderedDict[int, Any]:
         return OrderedDict()
@@ -93,7 +98,7 @@ class RowProgram:
             spec = replace(self.spec, rows=count)
             return build(spec, backend=self.backend, config=config, mode=self.mode)
 
-        if self.config is not None or self.backend == "reference":
+        if self.config is not None or self.by_reference:
             return of(rows, self.config)
         bucket = 1 << (rows - 1).bit_length()
         if bucket not in self._configs:
@@ -111,7 +116,7 @@ class RowProgram:
         assert isinstance(spec, Quantize)
         held = {name: as_array(tables[name]) for name in spec.shapes if name in tables}
         recipe = spec.recipe.recipe(held, spec.columns)
-        if self.backend == "reference":
+        if self.by_reference:
             return [torch.from_numpy(held[name].copy()).to(device) for name in spec.shapes]
         from kdsl.kernels.quantize.arguments import Folded
 
@@ -168,7 +173,7 @@ class RowProgram:
         from kdsl.kernels.matmul.facts import view
         from kdsl.kernels.matmul.launch import sums_of
 
-        if self.backend == "reference":
+        if self.by_reference:
             return None
         assert isinstance(self.spec, Matmul)
         held = view(self.spec)

@@ -11,6 +11,7 @@ from kdsl.layouts import Outline
 from kdsl.runtime import build
 from kdsl.specs import Quantize
 from tests.devices import DEVICE, no_synchronisation
+from tests.interpreter.products.test_linear import *  # noqa: F403
 from tests.interpreter.products.test_torch import *  # noqa: F403
 from tests.matrices import operands, spec_of
 from tests.quantizing import inputs, values
