@@ -74,13 +74,13 @@ def batches(count: int, judged: bool = False, size: int = 16) -> Iterator[tuple[
 
 
 @torch.no_grad()
-def judged(model: torch.nn.Module, count: int = 8) -> float:
+def judged(model: torch.nn.Module, count: int = 8, device: str = "cpu") -> float:
     """Mean squared error of the velocity on frames that nothing was trained or calibrated on."""
     data = Pictures(judged=True, seed=SEED + 2)
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    dtype = next(p.dtype for p in model.parameters())
     errors = []
     for _ in range(count):
         x, t, velocity = data.noisy()
-        found = model(x.to(dtype), t).float()
+        found = model(x.to(device, dtype), t.to(device)).float().cpu()
         errors.append(float((found - velocity).square().mean()))
     return float(np.mean(errors))
