@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from examples.clip.video import CLIP, decode
-from examples.quantize_model.model import PATCH, SIDE, SmallDiT
+from examples.quantize_model.model import DEPTH, PATCH, SIDE, SmallDiT
 
 FRAMES, HEIGHT, WIDTH = 64, 90, 160
 SEED = 0
@@ -45,10 +45,12 @@ class Pictures:
         return (1 - way) * x + way * noise, t, noise - x
 
 
-def train(steps: int, said: Callable[[int, float], None] | None = None) -> SmallDiT:
+def train(
+    steps: int, said: Callable[[int, float], None] | None = None, depth: int = DEPTH
+) -> SmallDiT:
     """A model after so many steps of AdamW; ``said`` hears each step's loss."""
     torch.manual_seed(SEED)
-    model, data = SmallDiT(), Pictures(judged=False)
+    model, data = SmallDiT(depth=depth), Pictures(judged=False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, weight_decay=0.01)
     warm = max(steps // 10, 1)
     for step in range(steps):

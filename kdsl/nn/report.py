@@ -36,7 +36,8 @@ def show(plan: QuantizationPlan) -> None:
     from rich.table import Table
 
     table = Table(title=f"{plan.model}: {len(plan.layers)} quantized layers")
-    for title in ("layer", "out x in", "weight", "x", "recipe"):
+    table.add_column("layer", no_wrap=True)
+    for title in ("out x in", "weight", "x", "recipe"):
         table.add_column(title)
     for title in ("bits", "weight dB", "output dB", "output error"):
         table.add_column(title, justify="right")
