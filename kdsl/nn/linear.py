@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdsl import layouts
-from kdsl.errors import InputError, SpecError
+from kdsl.errors import InputError, SpecError, UnsupportedError
 from kdsl.layouts import Format
 from kdsl.layouts.transforms import Recipe
 from kdsl.nn.fitting import fit
@@ -40,7 +40,8 @@ class QuantLinear(torch.nn.Module):
     the dtype of activations and bias alone.  There are no gradients.
 
     A module on the CPU is computed by the reference, one on a GPU by kernels (``backend``, as for
-    `kdsl.build`); UnsupportedError when it is moved where no kernel computes it.
+    `kdsl.build`); UnsupportedError when it is moved where no kernel computes it.  Where activations
+    stay as they are and no kernel reads them so, the decoded weight is held, and torch multiplies.
     """
 
     def __init__(
@@ -196,7 +197,13 @@ class QuantLinear(torch.nn.Module):
             return
         products = [RowProgram(Matmul(residual=r, **plain), backend) for r in (False, True)]
         programs = [remember(p) for p in products]
-        self._sums = programs[0].sums({f"weight_{n}": t for n, t in self._weight.items()})
+        try:
+            self._sums = programs[0].sums({f"weight_{n}": t for n, t in self._weight.items()})
+        except UnsupportedError:
+            if self.x_format is not None:
+                raise
+            self._dense = self.dequantized().to(self.dtype)
+            return
         if self.x_format is not None:
             spec = Quantize(
                 rows=1, columns=self.in_features, format=self.x_format,

@@ -106,12 +106,18 @@ class QuantizeOperator(Operator):
     def launched(self, x: Any, scale: Any, shift: Any, values: Sequence[Any]) -> dict[str, Any]:
         """The buffers by name, by the kernel, on the current device; ``values`` as
         `RowProgram.values` gives them."""
-        from kdsl.kernels.quantize.arguments import Folded, folded_names
+        from kdsl.kernels.quantize.arguments import Folded
 
         self.require_here()
         self._check_device(x.device)
-        names = folded_names(self.spec)
-        return self._run(x, scale, shift, Folded(dict(zip(names, values, strict=True))))
+        return self._run(x, scale, shift, Folded(dict(zip(self._names, values, strict=True))))
+
+    @cached_property
+    def _names(self) -> tuple[str, ...]:
+        """Of the recipe's values as the kernel takes them."""
+        from kdsl.kernels.quantize.arguments import folded_names
+
+        return folded_names(self.spec)
 
     def constants(self, device: Any) -> tuple[list[Any], str]:
         """The recipe's values and the name of the program, as ``kdsl::quantize`` takes them."""

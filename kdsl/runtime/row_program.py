@@ -158,7 +158,7 @@ class RowProgram:
         if not rows:
             return operands[0].new_empty((0, spec.columns), dtype=dtype)
         op = cast("MatmulOperator", self.at(rows))
-        named = dict(zip(op.spec.operands, operands, strict=True))
+        named = dict(zip(op.operands, operands, strict=True))
         if op.backend == "reference":
             found = matmul(op.spec, named, self._weight(op.spec, named))
             return torch.from_numpy(found).to(operands[0].device, dtype)

@@ -14,9 +14,9 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from kdsl import layouts
-from kdsl.errors import InputError, UnsupportedError
+from kdsl.errors import ConfigError, InputError, UnsupportedError
 from kdsl.layouts import Outline
-from kdsl.runtime import build, torch_rows
+from kdsl.runtime import build, row_program, torch_rows
 from kdsl.runtime.matmul import MatmulOperator
 from kdsl.runtime.quantize import QuantizeOperator
 from kdsl.runtime.row_program import RowProgram
@@ -143,6 +143,35 @@ def test_rows_change_from_call_to_call(backend: str, weight: str) -> None:
     out = torch.ops.kdsl.matmul([*none, *held], None, 0, names[1])
     assert tuple(out.shape) == (0, spec.columns)
     assert out.dtype == torch.float16
+
+
+def test_numbers_of_rows_share_look_ups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A configuration is chosen for a power of two and given to those below it; what is not legal
+    for one of them is chosen anew; a bounded number of operators stays."""
+    asked: list[tuple[int, bool]] = []
+
+    def counting(spec: Any, **options: Any) -> Any:
+        given = options.get("config") is not None
+        asked.append((spec.rows, given))
+        if spec.rows == 6 and given:
+            raise ConfigError("not for six")
+        return build(spec, **options)
+
+    monkeypatch.setattr(row_program, "build", counting)
+    program = RowProgram(spec_of(inner=128), "triton")
+    held = [program.at(n) for n in (5, 7, 8, 5, 6)]
+    # Eight first, for all; then each with what was found; six on its own in the end.
+    assert asked == [(8, False), (5, True), (7, True), (8, True), (6, True), (6, False)]
+    assert held[0] is held[3]
+    assert dict(held[0].config) == dict(held[2].config)
+    for rows in range(9, 9 + row_program.KEPT_ROWS):
+        program.at(rows)
+    assert len(program._operators) == row_program.KEPT_ROWS
+    assert program.at(5) is not held[0]
+    given = RowProgram(spec_of(inner=128), "triton", dict(held[0].config))
+    asked.clear()
+    given.at(3)
+    assert asked == [(3, True)]
 
 
 @BACKENDS

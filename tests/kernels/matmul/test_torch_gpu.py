@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
+import numpy as np
 import pytest
 
-from kdsl import layouts
+import kdsl
+from kdsl import layouts, nn
 from kdsl.layouts import Outline
+from kdsl.nn.fitting import fit
 from kdsl.runtime import build
 from kdsl.specs import Quantize
 from tests.devices import DEVICE, no_synchronisation
@@ -67,3 +71,39 @@ def test_graphs() -> None:
     graph.replay()
     torch.cuda.synchronize()
     assert torch.equal(out, run(x))
+
+
+@pytest.mark.parametrize("fmt", [layouts.slog(4), layouts.slog(3), layouts.w8()])
+def test_weights_are_fitted_on_the_device(fmt: Any) -> None:
+    """The patterns that NumPy finds, bit for bit."""
+    w = torch.randn(70, 256, generator=torch.Generator().manual_seed(0))
+    w[::7, :128] = 0
+    found, wanted = fit(fmt, w.cuda()), layouts.quantize(fmt, w.numpy())
+    for name, patterns in wanted.items():
+        np.testing.assert_array_equal(found[name], patterns)
+
+
+@pytest.mark.parametrize("scheme", [nn.w8a8(), nn.w8a8("fp8"), nn.w4a8(4), nn.w4a8(3, "fp8")])
+def test_a_model_on_the_device(scheme: Any) -> None:
+    """Quantized where it is, compiled whole without a break into CUDA graphs, near the model; its
+    plan gives the same bits."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(256, 512), torch.nn.GELU(), torch.nn.Linear(512, 256)]
+    model = torch.nn.Sequential(*layers).to("cuda", torch.bfloat16)
+    batches = [torch.randn(2, 70, 256, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
+    exact = model(batches[0]).float()
+    fresh = copy.deepcopy(model)
+    plan = kdsl.quantize(model, scheme, batches, progress=False)
+    with torch.no_grad():
+        eager = model(batches[0])
+        assert (eager.float() - exact).norm() < 0.3 * exact.norm()
+        torch._dynamo.reset()
+        run = torch.compile(model, fullgraph=True, mode="reduce-overhead")
+        for _ in range(3):
+            found = run(batches[0]).clone()
+        # GELU between the layers is inductor's own, and rounded elsewhere.
+        assert (found.float() - eager.float()).norm() < 0.02 * exact.norm()
+        assert torch.equal(nn.apply(plan, fresh)(batches[0]), eager)
+        for count in (1, 3, 8, 33):
+            x = torch.randn(count, 256, device="cuda", dtype=torch.bfloat16)
+            assert torch.isfinite(model(x)).all()
