@@ -124,8 +124,8 @@ class QuantLinear(torch.nn.Module):
         return LayerPlan(
             shape=self.shape, weight=self.weight_format, x=self.x_format, recipe=self.recipe,
             activation=self.activation, dtype=str(self.dtype).removeprefix("torch."),
-            buffers={n: t.cpu().numpy() for n, t in self._weight.items()},
-            bias=None if bias is None else bias.float().cpu().numpy(), report=report or {},
+            buffers={n: t.cpu().numpy().copy() for n, t in self._weight.items()},
+            bias=None if bias is None else bias.float().cpu().numpy().copy(), report=report or {},
         )  # fmt: skip
 
     def _fill(self, buffers: Mapping[str, Any], bias: Any) -> None:

@@ -268,11 +268,15 @@ def test_a_report_is_printed(capsys: Any) -> None:
 
 
 def test_copies_share_nothing() -> None:
-    """A deep copy of a quantized model can be changed without the other."""
-    model, _ = quantized()
+    """A deep copy of a quantized model can be changed without the other, and both without the
+    plan."""
+    model, plan = quantized()
     other = copy.deepcopy(model)
     x = batches()[0]
     wanted = model(x)
     other.blocks[0]["up"].weight_scales.zero_()
     assert torch.equal(model(x), wanted)
     assert not torch.equal(other(x), wanted)
+    before = plan.layers["blocks.0.up"].buffers["scales"].copy()
+    model.blocks[0]["up"].weight_scales.zero_()
+    np.testing.assert_array_equal(plan.layers["blocks.0.up"].buffers["scales"], before)

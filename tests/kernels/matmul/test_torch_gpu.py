@@ -88,7 +88,7 @@ def test_a_model_on_the_device(scheme: Any) -> None:
     """Quantized where it is, compiled whole without a break into CUDA graphs, near the model; its
     plan gives the same bits."""
     torch.manual_seed(0)
-    layers = [torch.nn.Linear(256, 512), torch.nn.GELU(), torch.nn.Linear(512, 256)]
+    layers = [torch.nn.Linear(256, 512), torch.nn.Linear(512, 256)]
     model = torch.nn.Sequential(*layers).to("cuda", torch.bfloat16)
     batches = [torch.randn(2, 70, 256, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
     exact = model(batches[0]).float()
@@ -96,13 +96,14 @@ def test_a_model_on_the_device(scheme: Any) -> None:
     plan = kdsl.quantize(model, scheme, batches, progress=False)
     with torch.no_grad():
         eager = model(batches[0])
-        assert (eager.float() - exact).norm() < 0.3 * exact.norm()
+        # Random weights pass errors on as they pass on numbers: those of both layers add up.
+        errors = sum(layer.report["output_error"] for layer in plan.layers.values())
+        assert (eager.float() - exact).norm() < 1.5 * errors * exact.norm()
         torch._dynamo.reset()
         run = torch.compile(model, fullgraph=True, mode="reduce-overhead")
         for _ in range(3):
             found = run(batches[0]).clone()
-        # GELU between the layers is inductor's own, and rounded elsewhere.
-        assert (found.float() - eager.float()).norm() < 0.02 * exact.norm()
+        assert torch.equal(found, eager)
         assert torch.equal(nn.apply(plan, fresh)(batches[0]), eager)
         for count in (1, 3, 8, 33):
             x = torch.randn(count, 256, device="cuda", dtype=torch.bfloat16)
