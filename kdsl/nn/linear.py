@@ -66,8 +66,9 @@ class QuantLinear(torch.nn.Module):
         weight.check(self.shape)
         for buffer in weight.buffers:
             size, kind = weight.buffer_shape(buffer, self.shape), getattr(torch, buffer.word)
-            self.register_buffer(f"weight_{buffer.name}", torch.zeros(size, dtype=kind).to(device))
-        held = torch.zeros(out_features, dtype=dtype).to(device) if bias else None
+            codes = torch.zeros(size, dtype=kind, device=device)
+            self.register_buffer(f"weight_{buffer.name}", codes)
+        held = torch.zeros(out_features, dtype=dtype, device=device) if bias else None
         self.register_buffer("bias", held)
         self.register_buffer("_like", torch.empty(0, dtype=dtype, device=device), persistent=False)
         self.register_load_state_dict_post_hook(_loaded)  # type: ignore[no-untyped-call]
