@@ -1,9 +1,10 @@
 """``python -m benchmarks SUITE``: check, time side by side with peers, append rows to the results.
 
 ``attention``, ``shapes``, ``lists``, ``prepass``, ``quantize`` and ``matmul`` need a GPU.
-``overhead``, ``partition`` and ``quality`` do not: the host's part of a call, plans for many ranks,
-errors of codes and rotations.  ``table`` prints the results, ``check`` says whether each row
-belongs to its commit.  ``sequence_parallel`` is run by torchrun, on GPUs or CPUs.
+``overhead``, ``partition``, ``quality`` and ``memory`` do not: the host's part of a call, plans for
+many ranks, errors of codes and rotations, bytes of blocks.  ``table`` prints the results, ``check``
+says whether each row belongs to its commit.  ``sequence_parallel`` is run by torchrun, on GPUs or
+CPUs.
 """
 
 from __future__ import annotations
@@ -115,7 +116,17 @@ def _parser() -> argparse.ArgumentParser:
         "quality", parents=[written], help="errors of codes and rotations, with NumPy alone"
     )
     codes.add_argument("--weights", type=Path, help="trained weights: .safetensors or .npz")
+    codes.add_argument(
+        "--trained",
+        type=int,
+        metavar="STEPS",
+        help="weights and inputs of the example's model after so many training steps",
+    )
     codes.set_defaults(run=_quality)
+    sizes = commands.add_parser(
+        "memory", parents=[written], help="bytes of blocks at several bits; with a GPU their peaks"
+    )
+    sizes.set_defaults(run=_memory)
     plain = commands.add_parser("table", parents=[results], help="print the results")
     plain.set_defaults(run=lambda given: show(rows.load(given.results)) or 0)
     plain = commands.add_parser("check", parents=[results], help="rows belong to their commits")
@@ -184,7 +195,15 @@ def _lines(lines: Iterator[str]) -> int:
 
 
 def _quality(given: argparse.Namespace) -> int:
-    quality.write(given.results, given.commit or rows.current_commit(), given.weights)
+    commit = given.commit or rows.current_commit()
+    quality.write(given.results, commit, given.weights, given.trained)
+    return 0
+
+
+def _memory(given: argparse.Namespace) -> int:
+    from benchmarks import memory
+
+    memory.write(given.results, given.commit or rows.current_commit())
     return 0
 
 

@@ -168,14 +168,22 @@ def measure(weights: Path | None = None) -> Iterator[dict[str, Any]]:
             }  # fmt: skip
 
 
-def write(results: Path, commit: str, weights: Path | None = None) -> Path:
-    """Measure, print each line and write all to ``<results>/quality.json``."""
+def write(
+    results: Path, commit: str, weights: Path | None = None, trained: int | None = None
+) -> Path:
+    """Measure, print each line and write all to ``<results>/quality.json``, or to
+    ``quality-trained.json`` for a model that is trained so many steps."""
     sources = rows.sources_hash()
     found = []
-    for line in measure(weights):
+    lines = measure(weights)
+    if trained is not None:
+        from benchmarks import trained as small
+
+        lines = small.measure(trained)
+    for line in lines:
         print(json.dumps(line), flush=True)
         found.append(line)
-    path = results / "quality.json"
+    path = results / f"quality{'' if trained is None else '-trained'}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     about = {
         "commit": commit, "sources": sources, "seed": SEED, "date": rows.today(),

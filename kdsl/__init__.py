@@ -10,10 +10,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdsl import calibrate, errors, layouts, masks, orders, plans
+    from kdsl import calibrate, errors, layouts, masks, nn, orders, plans
     from kdsl.errors import KdslError
     from kdsl.expr import table
     from kdsl.grid import Grid
+    from kdsl.nn.model import quantize
     from kdsl.runtime import build
     from kdsl.specs import Attention, Matmul, Partition, Permute, Prepass, Quantize
 
@@ -34,13 +35,15 @@ __all__ = [
     "errors",
     "layouts",
     "masks",
+    "nn",
     "orders",
     "plans",
+    "quantize",
     "table",
 ]
 
 _DISTRIBUTION = "kdsl-kernels"
-_MODULES = frozenset({"calibrate", "errors", "layouts", "masks", "orders", "plans"})
+_MODULES = frozenset({"calibrate", "errors", "layouts", "masks", "nn", "orders", "plans"})
 _HOMES = {
     "Attention": "kdsl.specs",
     "Grid": "kdsl.grid",
@@ -51,6 +54,7 @@ _HOMES = {
     "Prepass": "kdsl.specs",
     "Quantize": "kdsl.specs",
     "build": "kdsl.runtime",
+    "quantize": "kdsl.nn.model",
     "table": "kdsl.expr",
 }
 

@@ -18,13 +18,14 @@ from kdsl.specs import Matmul, as_array
 Array = npt.NDArray[np.float64]
 
 
-def matmul(spec: Matmul, operands: Mapping[str, Any]) -> Array:
+def matmul(spec: Matmul, operands: Mapping[str, Any], weight: Array | None = None) -> Array:
     """``[rows, columns]`` in float64; operands by the names of ``spec.operands``.
 
-    bfloat16 travels as float32 values, e4m3 as bytes.  InputError for operands that are missing or
-    not of their format.
+    bfloat16 travels as float32 values, e4m3 as bytes.  ``weight`` is what the weight's buffers
+    stand for, where that is known already.  InputError for operands that are missing or not of
+    their format.
     """
-    y = product(spec, operands)
+    y = product(spec, operands, weight)
     with np.errstate(all="ignore"):  # NaN and infinities travel
         if spec.bias:
             y = y + _held(spec, operands, "bias")
@@ -32,10 +33,12 @@ def matmul(spec: Matmul, operands: Mapping[str, Any]) -> Array:
         return y + _held(spec, operands, "residual") if spec.residual else y
 
 
-def product(spec: Matmul, operands: Mapping[str, Any]) -> Array:
+def product(spec: Matmul, operands: Mapping[str, Any], weight: Array | None = None) -> Array:
     """``x @ weight.T`` of what both stand for."""
     x = values(spec.x, buffers_of(spec.x, "x", operands), spec.x_shape)
-    weight = values(spec.weight, buffers_of(spec.weight, "weight", operands), spec.weight_shape)
+    if weight is None:
+        held = buffers_of(spec.weight, "weight", operands)
+        weight = values(spec.weight, held, spec.weight_shape)
     with np.errstate(all="ignore"):
         out: Array = x @ weight.T
     return out

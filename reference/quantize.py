@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from kdsl.errors import InputError, UnsupportedError
 from kdsl.layouts.codes import F32, Float
 from kdsl.layouts.format import Format, entry_index
 from kdsl.layouts.groups import Shape
+from kdsl.layouts.quantizer import extremes
 from kdsl.layouts.transforms import Hadamard, Recipe, Rotate
 from kdsl.specs import Quantize, as_array
 
@@ -105,15 +107,15 @@ def _coded(fmt: Format, values: npt.NDArray[np.float64]) -> dict[str, Array]:
     with np.errstate(over="ignore"):
         held = values.astype(np.float32)
     at = entry_index(scale.field.groups, shape, {})
+    over = partial(extremes, groups=scale.field.groups, shape=shape, at=at, start=0.0)
     groups = scale.field.groups.shape(shape)
     size = np.where(np.isfinite(held), np.abs(held), np.inf)
-    largest = _over(np.maximum, size, at, groups, 0.0)
+    largest = over(np.maximum, size)
     unit = largest / level.field.code.limit
     if scale.field.fit == "range":
         low, high = level.field.code.ends
         clean = np.where(np.isfinite(held), held, 0.0)
-        top = _over(np.maximum, clean, at, groups, 0.0)
-        bottom = _over(np.minimum, clean, at, groups, 0.0)
+        top, bottom = over(np.maximum, clean), over(np.minimum, clean)
         unit = np.where(np.isfinite(unit), (top - bottom) / (high - low), np.inf)
     lost = unit >= _beyond(scale.field.code)
     small = (unit < LEAST) if scale.field.code == F32 else np.zeros(groups, np.bool_)
@@ -142,12 +144,6 @@ def _zeros(
     return {
         name: np.broadcast_to(v, fmt.fields[name].groups.shape(shape)) for name, v in out.items()
     }
-
-
-def _over(by: np.ufunc, values: Array, at: Any, groups: Shape, start: float) -> Array:
-    out = np.full(groups, start, np.float64)
-    by.at(out, tuple(np.broadcast_arrays(*at, values)[:2]), values)
-    return out
 
 
 def _beyond(code: Any) -> float:

@@ -18,6 +18,8 @@ from kdsl.grid import count
 
 Signs = npt.NDArray[np.int8]
 LARGEST = 32768
+SINGLE = 256
+"""Orders up to this are one product for matrix units."""
 
 
 def hadamard(order: int) -> Signs:
@@ -130,6 +132,17 @@ def _paley2(order: int) -> Signs:
 
 
 _MAKE = {"sylvester": _sylvester, "paley1": _paley1, "paley2": _paley2}
+
+
+def factors(order: int) -> tuple[Signs, ...]:
+    """Matrices whose Kronecker product is `hadamard` of this order; one alone where it is small.
+
+    Multiplying by one after the other takes fewer operations; a small matrix is one product.
+    """
+    plan = construction(order)
+    if plan is None or order <= SINGLE:
+        return (hadamard(order),)
+    return tuple(_built((part,)) for part in plan)
 
 
 def multiply(x: npt.NDArray[Any], order: int, *, transpose: bool = False) -> npt.NDArray[Any]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from kdsl.errors import InputError, SpecError
 from kdsl.layouts.codes import Floats, Patterns
 from kdsl.layouts.format import Buffers, Field, Fields, Format, Level, entry_index
-from kdsl.layouts.groups import Shape
+from kdsl.layouts.groups import Block, Groups, Shape
 
 Index = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 CLIPS = tuple(1.0 - i / 32 for i in range(17))
@@ -91,9 +91,7 @@ class _Fit:
     def over(self, field: Field, values: Any, start: float, by: np.ufunc) -> Any:
         """A reduction of values over each group of a field, at every position of the matrix."""
         at = self.index(field)
-        out = np.full(field.groups.shape(self.shape), start, np.float64)
-        by.at(out, tuple(np.broadcast_arrays(*at, values)[:2]), values)
-        return out[at]
+        return extremes(by, values, field.groups, self.shape, at, start)[at]
 
     def level(self, level: Level, values: Any, clip: Any) -> Floats:
         """Fit a level to what it shall stand for at each position; what it then stands for."""
@@ -140,6 +138,21 @@ class _Fit:
         safe = np.where(found == 0, 1, found).astype(np.float64)
         zero = np.where(found == 0, low, low - bottom * clip / safe)
         return found, self.level(level.zero, np.clip(zero, first, last), 1.0)
+
+
+def extremes(
+    by: np.ufunc, values: Any, groups: Groups, shape: Shape, at: Index, start: float
+) -> npt.NDArray[np.float64]:
+    """A reduction of values over each group; ``at`` are the entries that positions belong to."""
+    wanted = groups.shape(shape)
+    if isinstance(groups, Block) and by is not np.add:
+        rows, columns = (n // g for n, g in zip(shape, wanted, strict=True))
+        if (rows * wanted[0], columns * wanted[1]) == tuple(shape):  # none is shorter than others
+            spread = np.broadcast_to(values, shape).reshape(wanted[0], rows, wanted[1], columns)
+            return np.asarray(by.reduce(spread, axis=(1, 3), initial=start), np.float64)
+    out = np.full(wanted, start, np.float64)
+    by.at(out, tuple(np.broadcast_arrays(*at, values)[:2]), values)
+    return out
 
 
 def convert(

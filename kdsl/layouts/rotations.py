@@ -123,11 +123,13 @@ def choose(
     *,
     bits: int = 4,
     coded: Callable[[Array], Array] | None = None,
+    held: Callable[[Array], Array] | None = None,
 ) -> tuple[str, dict[str, float]]:
     """The recipe with the least output error, and the relative Frobenius errors of all.
 
-    ``x [tokens, channels]`` is calibration input, quantized by token to ``bits`` symmetric bits;
-    ``weight [outputs, channels]`` passes through ``coded`` (quantize and dequantize), if given.
+    ``x [tokens, channels]`` is calibration input, quantized by token to ``bits`` symmetric bits, or
+    passed through ``held``; ``weight [outputs, channels]`` passes through ``coded`` (both: quantize
+    and dequantize), if given.
     """
     values, w = _calibration(x), _calibration(weight)
     if values.shape[1] != w.shape[1] or not recipes:
@@ -136,9 +138,10 @@ def choose(
     size = float(np.linalg.norm(exact)) or 1.0
     errors = {}
     for name, recipe in recipes.items():
-        turned = recipe.matched(w)
-        held = turned if coded is None else coded(turned)
-        got = by_token(recipe.forward(values), bits) @ held.T + recipe.bias(w)
+        weights, rotated = recipe.matched(w), recipe.forward(values)
+        weights = weights if coded is None else coded(weights)
+        rotated = by_token(rotated, bits) if held is None else held(rotated)
+        got = rotated @ weights.T + recipe.bias(w)
         errors[name] = float(np.linalg.norm(got - exact)) / size
     return min(errors, key=lambda n: errors[n]), errors
 

@@ -146,7 +146,8 @@ class Rotate:
     def _times(self, x: Array, matrix: Array) -> Array:
         if x.shape[-1] % len(matrix):
             raise SpecError(f"blocks of {len(matrix)} do not divide a width of {x.shape[-1]}")
-        blocks = x.reshape(*x.shape[:-1], -1, len(matrix)) @ matrix.astype(x.dtype)
+        count = x.shape[-1] // len(matrix)
+        blocks = x.reshape(*x.shape[:-1], count, len(matrix)) @ matrix.astype(x.dtype)
         return np.asarray(blocks).reshape(x.shape)
 
     def forward(self, x: Array) -> Array:

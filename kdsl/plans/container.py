@@ -63,6 +63,8 @@ class Plan:
     steps: tuple[tuple[int, int], ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     version: int = VERSION
+    layers: tuple[Mapping[str, Any], ...] = ()
+    """JSON about each layer, where arrays belong to layers of different sizes."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -88,7 +90,8 @@ class Plan:
     @property
     def header(self) -> dict[str, Any]:
         """Everything but the values of the arrays, as JSON."""
-        return {
+        layers = {"layers": [dict(one) for one in self.layers]} if self.layers else {}
+        return layers | {
             "kind": self.kind,
             "version": self.version,
             "model": self.model,
@@ -187,7 +190,7 @@ FIELDS = (
 
 @reading("plan")
 def _assemble(header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Plan:
-    unknown = sorted(set(header) ^ set(FIELDS))
+    unknown = sorted((set(header) - {"layers"}) ^ set(FIELDS))
     if unknown:
         raise SpecError(f"header fields missing or unknown: {', '.join(unknown)}")
     told = header["arrays"]
@@ -207,6 +210,7 @@ def _assemble(header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]])
         thresholds=dict(header["thresholds"]),
         steps=tuple((int(a), int(b)) for a, b in header["steps"]),
         provenance=dict(header["provenance"]),
+        layers=tuple(dict(one) for one in header.get("layers", ())),
     )
 
 

@@ -121,20 +121,27 @@ def check_quantized(
     return x, scale, shift
 
 
-def check_matmul(spec: Matmul, operands: Mapping[str, Any], *, any_dtype: bool = False) -> None:
+def check_matmul(
+    spec: Matmul,
+    operands: Mapping[str, Any],
+    *,
+    any_dtype: bool = False,
+    wanted: Mapping[str, tuple[tuple[int, ...], str]] | None = None,
+) -> None:
     """InputError names the first operand that does not fit, by shape, dtype or device.
 
-    Codes of e4m3 are float8 tensors or bytes.
+    Codes of e4m3 are float8 tensors or bytes.  ``wanted`` has shape and dtype of
+    those to look at, all of the spec unless given.
     """
     first = ""
-    for name, (shape, dtype) in spec.operands.items():
+    for name, (shape, dtype) in (spec.operands if wanted is None else wanted).items():
         x = operands[name]
         _check_kind(name, x)
         plain = dtype in ("bfloat16", "float16", "float32") and "_" not in name
-        wanted = None if any_dtype and plain else dtype
+        held = None if any_dtype and plain else dtype
         if dtype == "uint8" and str(x.dtype) == "torch.float8_e4m3fn":
-            wanted = None
-        _check_form(name, x, shape, wanted, "Matmul", f"{name} of Matmul")
+            held = None
+        _check_form(name, x, shape, held, "Matmul", f"{name} of Matmul")
         first = first or name
         other = operands[first]
         if _kind(x) == _kind(other) and getattr(x, "device", 0) != getattr(other, "device", 0):

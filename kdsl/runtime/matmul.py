@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -13,10 +14,12 @@ from kdsl.kernels.matmul.rule import TEMPLATES
 from kdsl.kernels.matmul.tunable import MatmulTunable, traffic
 from kdsl.reference.matmul import matmul as reference_matmul
 from kdsl.runtime import codecache
-from kdsl.runtime.arrays import interpreting, like, say_once, uploaded
+from kdsl.runtime.arrays import interpreting, like, say_once, uploaded, without_modes
 from kdsl.runtime.checks import check_finite, check_matmul
 from kdsl.runtime.choice import Choice, settle
 from kdsl.runtime.operator import Operator, Tables
+from kdsl.runtime.row_program import RowProgram
+from kdsl.runtime.with_torch import identity, rows_seen_by_torch, torch_rows
 from kdsl.specs import Matmul
 from kdsl.targets import Target
 
@@ -45,9 +48,12 @@ class MatmulOperator(Operator):
     ) -> None:
         self.spec, self.target, self.here = spec, target, here
         self.given, self.mode, self.asked = config, mode, backend
+        self.operands = spec.operands
+        """Shapes and dtypes by name, made once: a call looks at them."""
         self.fixed = self._named(fixed)
         self.tunable = MatmulTunable(spec, TEMPLATES.get(backend, TEMPLATES[None]))
         self._on_device: dict[Any, dict[str, Any]] = {}
+        self._program: RowProgram | None = None
         self.choice: Choice | None = None
         if backend != "reference":
             from kdsl.kernels.matmul.facts import view
@@ -57,8 +63,13 @@ class MatmulOperator(Operator):
         self.choice = settle(
             self.tunable, target, backend or "", config, mode, here=here, tables={}
         )
-        own = {"hopper": "gluon", "portable": "triton"}
-        self.backend = backend or own[self.config["template"]]
+        by = {"hopper": "gluon", "portable": "triton"}
+        self.backend = backend or by[self.config["template"]]
+        self.seen_by_torch = rows_seen_by_torch()
+        self.bound_names = tuple(n for n in self.operands if n in self.fixed)
+        # What is bound is constant in a graph, and too large to be told apart by its values.
+        own = (self.backend, dict(self.config), secrets.token_hex(8) if self.fixed else "")
+        self.identity = identity(spec, {}, *own)
 
     def __call__(self, *tensors: Any, tables: Tables | None = None, check: bool = False) -> Any:
         """``op(x_codes, x_scales, ..., residual)``: what `operands` names and is not bound.
@@ -67,8 +78,10 @@ class MatmulOperator(Operator):
         weight is bound.
         """
         given = self._given(tensors, tables)
+        if not check and given and self.seen_by_torch(tuple(given.values())):
+            return torch_rows().matmul(self, given)
         operands = {**self.fixed, **given}
-        check_matmul(self.spec, operands)
+        check_matmul(self.spec, operands, wanted=self.operands)
         if check:
             floats = {n: t for n, t in operands.items() if _floating(t)}
             check_finite(floats)
@@ -80,10 +93,10 @@ class MatmulOperator(Operator):
             return _as(found, model, self.spec.dtype)
         self.require_here()
         if not isinstance(model, np.ndarray):
-            return self._launched(given)
+            return self.launched(given)
         place = "cpu" if interpreting() else "cuda"
         moved = {n: self._uploaded(n, t, place) for n, t in given.items()}
-        return _as(self._launched(moved), model, self.spec.dtype)
+        return _as(self.launched(moved), model, self.spec.dtype)
 
     def reference(self, *tensors: Any, tables: Tables | None = None) -> Any:
         """``[rows, columns]`` in NumPy, float64."""
@@ -101,7 +114,7 @@ class MatmulOperator(Operator):
 
     def _given(self, tensors: tuple[Any, ...], tables: Tables | None) -> dict[str, Any]:
         named = self._named(tables)
-        names = [n for n in self.spec.operands if n not in self.fixed and n not in named]
+        names = [n for n in self.operands if n not in self.fixed and n not in named]
         if len(tensors) != len(names):
             raise InputError(
                 f"matmul takes {', '.join(names) or 'nothing'}, got {len(tensors)} tensors",
@@ -116,20 +129,18 @@ class MatmulOperator(Operator):
                 hint='tables={"weight_codes": ..., "weight_scales": ...}',
             )
         for name in tables or {}:
-            if name not in self.spec.operands:
-                known = ", ".join(self.spec.operands)
+            if name not in self.operands:
+                known = ", ".join(self.operands)
                 raise InputError(f"the spec has no operand {name!r}", hint=known)
         return dict(tables or {})
 
-    def _launched(self, given: Mapping[str, Any]) -> Any:
+    def launched(self, given: Mapping[str, Any]) -> Any:
+        """The result of the kernel, for operands by name beside those that are bound."""
         from kdsl.kernels.matmul.launch import sums_of
         from kdsl.runtime.torch_ops import on
 
         device = next(iter(given.values())).device
-        if device.type == "cpu" and not interpreting():
-            raise InputError(
-                "the operands are on the CPU, the kernel runs on a GPU", hint="x.cuda()"
-            )
+        self._check_device(device)
         held = {**self._bound(device), **given}
         if self._launcher.view.zeros and "weight_sums" not in held:
             held["weight_sums"] = sums_of(held[f"weight_{self._launcher.view.weight.codes}"])
@@ -137,6 +148,30 @@ class MatmulOperator(Operator):
         with on(device):
             self._launcher(held, out)
         return out
+
+    def constants(self, device: Any) -> tuple[list[Any], Any, str]:
+        """What is bound, sums of the weight's codes and the name of the program, as
+        ``kdsl::matmul`` takes them."""
+        with without_modes():
+            if self.backend == "reference":
+                if self.target is None:
+                    say_once(5)
+                program = RowProgram(self.spec, "reference")
+                held = {n: self._uploaded(n, t, device) for n, t in self.fixed.items()}
+            else:
+                self.require_here()
+                self._check_device(device)
+                program = RowProgram(self.spec, self.backend, self.config)
+                held = self._bound(device)
+        if self._program is None:
+            self._program = torch_rows().remember(program)
+        return [held[n] for n in self.bound_names], held.get("weight_sums"), self._program.name
+
+    def _check_device(self, device: Any) -> None:
+        if device.type == "cpu" and not interpreting():
+            raise InputError(
+                "the operands are on the CPU, the kernel runs on a GPU", hint="x.cuda()"
+            )
 
     def _bound(self, device: Any) -> dict[str, Any]:
         """Bound operands on a device."""
@@ -153,7 +188,7 @@ class MatmulOperator(Operator):
     def _uploaded(self, name: str, x: Any, device: Any) -> Any:
         if not isinstance(x, np.ndarray):
             return x.to(device)
-        return uploaded(x, self.spec.operands[name][1], device)
+        return uploaded(x, self.operands[name][1], device)
 
     @cached_property
     def _launcher(self) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,10 +13,12 @@ from kdsl.kernels.quantize.tunable import QuantizeTunable, traffic
 from kdsl.reference.quantize import quantize as reference_quantize
 from kdsl.reference.quantize import transformed
 from kdsl.runtime import codecache
-from kdsl.runtime.arrays import interpreting, like, say_once, uploaded
+from kdsl.runtime.arrays import interpreting, like, say_once, uploaded, without_modes
 from kdsl.runtime.checks import check_finite, check_quantized
 from kdsl.runtime.choice import Choice, settle
 from kdsl.runtime.operator import Operator, Tables
+from kdsl.runtime.row_program import RowProgram
+from kdsl.runtime.with_torch import identity, rows_seen_by_torch, torch_rows
 from kdsl.specs import Quantize, as_array
 from kdsl.targets import Target
 
@@ -45,11 +47,15 @@ class QuantizeOperator(Operator):
         self.fixed = self._named(fixed)
         self.tunable = QuantizeTunable(spec, self.fixed if self._complete(self.fixed) else None)
         self._on_device: dict[Any, Any] = {}
+        self._as_operands: dict[Any, list[Any]] = {}
+        self._program: RowProgram | None = None
         if backend != "reference":
             self._require_kernel()
         self.choice: Choice | None = settle(
             self.tunable, target, backend, config, mode, here=here, tables={}
         )
+        self.seen_by_torch = rows_seen_by_torch()
+        self.identity = identity(spec, self.fixed, self.backend, dict(self.config))
 
     def _require_kernel(self) -> None:
         """UnsupportedError where no kernel computes the spec, before anything is looked up."""
@@ -62,6 +68,8 @@ class QuantizeOperator(Operator):
 
         Values of the recipe that come with the call are folded on the host each time: bind them.
         """
+        if not check and self.seen_by_torch(tensors):
+            return torch_rows().quantize(self, tensors, tables)
         x, scale, shift = check_quantized(self.spec, tensors)
         values = {**self.fixed, **self._named(tables)}
         if check:
@@ -85,13 +93,56 @@ class QuantizeOperator(Operator):
     def _launched(self, x: Any, scale: Any, shift: Any, values: Tables, own: Any) -> dict[str, Any]:
         from kdsl.runtime.torch_ops import on
 
-        if x.device.type == "cpu" and not interpreting():
-            raise InputError("x is on the CPU, the kernel runs on a GPU", hint="x.cuda()")
+        self._check_device(x.device)
+        with on(x.device):
+            return self._run(x, scale, shift, self._folded(values, x.device, bool(own)))
+
+    def _run(self, x: Any, scale: Any, shift: Any, folded: Any) -> dict[str, Any]:
         x, scale, shift = (_rows(t) for t in (x, scale, shift))
         out: dict[str, Any] = self._launcher.outputs(x)
-        with on(x.device):
-            self._launcher(x, self._folded(values, x.device, bool(own)), out, scale, shift)
+        self._launcher(x, folded, out, scale, shift)
         return out
+
+    def launched(self, x: Any, scale: Any, shift: Any, values: Sequence[Any]) -> dict[str, Any]:
+        """The buffers by name, by the kernel, on the current device; ``values`` as
+        `RowProgram.values` gives them."""
+        from kdsl.kernels.quantize.arguments import Folded
+
+        self.require_here()
+        self._check_device(x.device)
+        return self._run(x, scale, shift, Folded(dict(zip(self._names, values, strict=True))))
+
+    @cached_property
+    def _names(self) -> tuple[str, ...]:
+        """Of the recipe's values as the kernel takes them."""
+        from kdsl.kernels.quantize.arguments import folded_names
+
+        return folded_names(self.spec)
+
+    def constants(self, device: Any) -> tuple[list[Any], str]:
+        """The recipe's values and the name of the program, as ``kdsl::quantize`` takes them."""
+        if self.backend == "reference":
+            program = RowProgram(self.spec, "reference")
+            if self.target is None:
+                say_once(5)
+        else:
+            self.require_here()
+            self._check_device(device)
+            program = RowProgram(self.spec, self.backend, self.config)
+        if device not in self._as_operands:
+            with without_modes():
+                self._as_operands[device] = program.values(self.fixed, device)
+        return self._as_operands[device], self._remembered(program).name
+
+    def _remembered(self, program: RowProgram) -> RowProgram:
+        """The program in the memory of torch's operations, for as long as the operator lives."""
+        if self._program is None:
+            self._program = torch_rows().remember(program)
+        return self._program
+
+    def _check_device(self, device: Any) -> None:
+        if device.type == "cpu" and not interpreting():
+            raise InputError("x is on the CPU, the kernel runs on a GPU", hint="x.cuda()")
 
     @cached_property
     def _launcher(self) -> Any:

@@ -19,6 +19,22 @@ def torch_ops() -> Any:
     return torch_ops
 
 
+def torch_rows() -> Any:
+    """The operations of torch on rows: quantizing, products."""
+    from kdsl.runtime import torch_rows
+
+    return torch_rows
+
+
+def rows_seen_by_torch() -> Callable[[tuple[Any, ...]], bool]:
+    """Says whether torch must see a call of quantize or matmul on some tensors."""
+    try:
+        seen: Callable[[tuple[Any, ...]], bool] = torch_rows().seen
+    except ImportError:
+        return lambda tensors: False
+    return seen
+
+
 def seen_by_torch() -> Callable[[tuple[Any, ...]], bool]:
     """Says whether torch must see a call on some tensors."""
     try:

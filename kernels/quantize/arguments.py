@@ -85,6 +85,12 @@ def present(spec: Quantize) -> dict[str, str]:
     return out | ({"scratch": "*fp32"} if stages_of(spec)[1].permuted else {})
 
 
+def folded_names(spec: Quantize) -> tuple[str, ...]:
+    """Names of what `Folded.of` makes of a spec's recipe, in its order."""
+    there = present(spec)
+    return tuple(f"{n}{end}" for end in ("", "_2") for n in STAGE if f"{n}{end}" in there)
+
+
 OPTIONAL = ("scale", "shift", *STAGE, *(f"{n}_2" for n in STAGE), "zeros", "scratch")
 
 

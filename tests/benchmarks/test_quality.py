@@ -43,3 +43,29 @@ def test_weights_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert [(r["data"], r["bits"], r["db"]) for r in lines] == [("first", 3, 3), ("first", 4, 4)]
     np.savez(weights, vector=np.ones(3))
     assert main(given) == 2
+
+
+def test_the_page_says_what_was_measured() -> None:
+    """Tables of trained weights in docs/performance.md are the lines of the newest run."""
+    root = Path(__file__).parents[2]
+    page = (root / "docs" / "performance.md").read_text().split("### On trained weights")[1]
+    text = (root / "benchmarks" / "results" / "quality-trained.json").read_text()
+    lines = json.loads(text)["lines"]
+    tables = [t.splitlines() for t in page.split("\n\n") if t.startswith("|")]
+    assert len(tables) == 3
+    cells = [[[c.strip() for c in line.strip("|").split("|")] for line in t] for t in tables]
+    head, _, *body = cells[0]
+    for name, *values in body:
+        data, bits = name.rsplit(", ", 1)
+        rows = [r for r in lines if r["kind"] == "snr" and r["data"] == data]
+        found = {r["code"]: f"{r['db']:.2f}" for r in rows if r["bits"] == int(bits)}
+        assert values == [found[c] for c in head[1:]]
+    head, _, *body = cells[1]
+    for name, *values in body:
+        rows = [r for r in lines if r["kind"] == "rotation" and r["data"] == name]
+        found = {r["recipe"]: f"{r['output_error']:.3f}" for r in rows}
+        assert values == [found[c] for c in head[1:]]
+    models = [r for r in lines if r["kind"] == "model"]
+    keys = ("loss", "median_output_error", "worst_output_error")
+    assert cells[2][2:] == [[r["scheme"], *(f"{r[k]:.4f}" for k in keys)] for r in models]
+    assert f"{models[0]['float_loss']:.4f}" in page

@@ -54,9 +54,9 @@ PLANTED = {
         "kdsl.runtime.planted -> kdsl.parallel.target (l.1)",
     ),
     "torch modules on the tuner": (
-        "kdsl/nn/__init__.py",
+        "kdsl/nn/planted.py",
         "import kdsl.autotune.target",
-        "kdsl.nn -> kdsl.autotune.target (l.1)",
+        "kdsl.nn.planted -> kdsl.autotune.target (l.1)",
     ),
     "the tuner on torch modules": (
         "autotune/planted.py",

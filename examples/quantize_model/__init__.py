@@ -1,0 +1,1 @@
+"""A small diffusion transformer on a real clip: trained, quantized, judged on unseen frames."""
