@@ -34,7 +34,10 @@ def matmul(spec: Matmul, operands: Mapping[str, Any]) -> Array:
 
 def product(spec: Matmul, operands: Mapping[str, Any]) -> Array:
     """``x @ weight.T`` of what both stand for."""
-    x = values(spec.x, buffers_of(spec.x, "x", operands), spec.x_shape)
+    if spec.x is None:
+        x = _held(spec, operands, "x")
+    else:
+        x = values(spec.x, buffers_of(spec.x, "x", operands), spec.x_shape)
     weight = values(spec.weight, buffers_of(spec.weight, "weight", operands), spec.weight_shape)
     with np.errstate(all="ignore"):
         out: Array = x @ weight.T
