@@ -1,6 +1,6 @@
 """``python -m benchmarks SUITE``: check, time side by side with peers, append rows to the results.
 
-``attention``, ``shapes``, ``lists``, ``quantize`` and ``matmul`` need a GPU.  ``overhead``,
+``attention``, ``shapes``, ``lists``, ``quantize``, ``matmul`` and ``weight_only`` need a GPU.  ``overhead``,
 ``partition`` and ``quality`` do not: the host's part of a call, plans for many ranks, errors of
 codes and rotations.  ``table`` prints the results, ``check`` says whether each row belongs to its
 commit.  ``sequence_parallel`` is run by torchrun, on GPUs or CPUs.
@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks import overhead, partition, quality, rows, sequence_parallel
 from benchmarks.attention import VARIANTS
 from benchmarks.attention import suite as attention
-from benchmarks.cases import ATTENTION, LISTS, MATMUL, QUANTIZE
+from benchmarks.cases import ATTENTION, LISTS, MATMUL, QUANTIZE, WEIGHT_ONLY
 from benchmarks.lists import suite as lists
 from benchmarks.matmul import suite as matmul
 from benchmarks.peers import PEERS
@@ -26,6 +26,7 @@ from benchmarks.quantize import suite as quantize
 from benchmarks.shapes import SHAPES
 from benchmarks.shapes import suite as shapes
 from benchmarks.table import show
+from benchmarks.weight_only import suite as weight_only
 from kdsl.errors import KdslError
 
 TIMED = {
@@ -34,6 +35,7 @@ TIMED = {
     "lists": (lists, LISTS),
     "quantize": (quantize, QUANTIZE),
     "matmul": (matmul, MATMUL),
+    "weight_only": (weight_only, WEIGHT_ONLY),
 }
 """Suites of timed cases: what yields rows, and the cases by id."""
 RATES = {"flop": (1e9, "TFLOP/s"), "byte": (1e6, "GB/s")}

@@ -23,6 +23,8 @@ CLUSTERS = (9, 0)
 """The first compute capability that has them."""
 REGISTERS = 65_536
 MOST_THREADS = 512
+MOST_IDLE = 1.25
+"""Pieces that warps take over those that there are."""
 
 
 def rows_padded(spec: Matmul) -> int:
@@ -102,8 +104,9 @@ def problem(spec: Matmul, config: Config, target: Target) -> str | None:
     if config.table and held.zeros:
         return "zero points belong to whole numbers, not to a table"
     chunks = pieces_of_a_warp(spec, config)
-    if (config.split * config.num_warps - 1) * chunks >= spec.inner // PIECE:
-        return f"{config.split} x {config.num_warps} warps, some without a piece of K"
+    pieces = spec.inner // PIECE
+    if chunks * config.split * config.num_warps > max(MOST_IDLE * pieces, pieces + 2):
+        return f"{config.split} x {config.num_warps} warps for {pieces} pieces of K: too many idle"
     if 32 * config.num_warps > MOST_THREADS:
         return f"{config.num_warps} warps"
     need, have = registers(spec, config), allowed(config)
