@@ -61,9 +61,9 @@ def suite(peers: Sequence[str], cases: Sequence[str], commit: str) -> Iterator[d
             graphs[name], errors[name] = graph, error
         times = timing.interleaved({name: graph.replay for name, graph in graphs.items()})
         for name, ms in times.items():
+            share = times["read"] / ms
             ms /= count
-            print(f"{case.id:22} {name:12} {ms * 1e3:7.2f} us, {times['read'] / times[name]:.1%} of "
-                  f"a read's rate, {count} weights")  # fmt: skip
+            print(f"{case.id:22} {name:12} {ms * 1e3:7.2f} us, {share:.1%} of a read's rate")
             yield {
                 "suite": "weight_only", "case": case.id, "impl": name, "dtype": case.spec.dtype,
                 "ms": round(ms, 6), "work": float(work), "unit": "byte",

@@ -138,7 +138,9 @@ KINDS = ("signed", "uniform", "table", "zeros")
 
 
 @st.composite
-def weight_only(draw: st.DrawFn, dtypes: Sequence[str], groups: Sequence[int] = (64, 128)) -> Matmul:
+def weight_only(
+    draw: st.DrawFn, dtypes: Sequence[str], groups: Sequence[int] = (64, 128)
+) -> Matmul:
     """Any product of 16-bit x that the kernels compute."""
     group = draw(st.sampled_from(tuple(groups)))
     return Matmul(

@@ -317,8 +317,8 @@ def slog(
 def uniform(bits: int = 4, group: int | None = 128, asymmetric: bool = False) -> Format:
     """Whole numbers of four or three bits, placed as those of `slog`, float16 scales of groups.
 
-    Codes stand for ``-2**(bits - 1)`` and up; ``asymmetric`` ones count from 0 and have a zero point
-    a group instead, a byte each.
+    Codes stand for ``-2**(bits - 1)`` and up; ``asymmetric`` ones count from 0 and have a zero
+    point a group instead, a byte each.
     """
     if bits not in (3, 4):
         raise SpecError(f"uniform({bits})", hint="4 or 3 bits")

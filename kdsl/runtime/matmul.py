@@ -47,7 +47,7 @@ class MatmulOperator(Operator):
         self.spec, self.target, self.here = spec, target, here
         self.given, self.mode, self.asked = config, mode, backend
         self.fixed = self._named(fixed)
-        self.tunable = _tunable(spec, backend)
+        self.tunable = self._own = _tunable(spec, backend)
         self._on_device: dict[Any, dict[str, Any]] = {}
         self.choice: Choice | None = None
         if backend != "reference":
@@ -173,7 +173,7 @@ class MatmulOperator(Operator):
     @property
     def source(self) -> str:
         """The complete kernel file; the portable template's for the reference."""
-        return self.tunable.source(self.config)
+        return self._own.source(self.config)
 
     def cost(self) -> Mapping[str, float]:
         """Operations and bytes of a call, and for a named GPU the predicted and measured time in
@@ -201,12 +201,15 @@ class MatmulOperator(Operator):
         return describe(self.spec.weight, self.spec.weight_shape)
 
 
-def _tunable(spec: Matmul, backend: str | None) -> Any:
+def _tunable(
+    spec: Matmul, backend: str | None
+) -> tunable.MatmulTunable | weight_only.WeightOnlyTunable:
     """What there is to choose for a backend, None for any that is offered."""
     if spec.x is None:
-        offered = "triton" if interpreting() else backend
-        chosen = weight_only_rule.TEMPLATES.get(offered, weight_only_rule.TEMPLATES[None])
-        return weight_only.WeightOnlyTunable(spec, chosen)
+        own = weight_only_rule.TEMPLATES
+        return weight_only.WeightOnlyTunable(
+            spec, own.get("triton" if interpreting() else backend or "", own[None])
+        )
     chosen = rule.TEMPLATES.get(backend or rule.OFFERED, rule.TEMPLATES[None])
     return tunable.MatmulTunable(spec, chosen)
 

@@ -23,8 +23,9 @@ class Matmul:
 
     x is ``[rows, inner]`` and weight ``[columns, inner]``, as in ``torch.nn.Linear``; what they
     stand for is multiplied.  ``bias`` (``[columns]``) and ``residual`` (``[rows, columns]``) are
-    optional operands in ``dtype``, as is the result ``[rows, columns]``.  ``x=None`` is x itself, in
-    ``dtype``, not quantized: only weights are.  ``activation`` is ``"gelu_tanh"``, ``"gelu_erf"`` (the exact one, torch's default) or ``"silu"``.
+    optional operands in ``dtype``, as is the result ``[rows, columns]``.  ``x=None`` is x itself,
+    in ``dtype`` and not quantized.  ``activation`` is ``"gelu_tanh"``, ``"gelu_erf"`` (the exact
+    one, torch's default) or ``"silu"``.
     """
 
     rows: int
@@ -76,8 +77,8 @@ class Matmul:
     def operands(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and dtype of every operand of a call, by name and in order.
 
-        ``x_codes``, ``x_scales`` and so on, as the buffers of x are called, or ``x`` where it is not
-        quantized; ``weight_...`` likewise; then ``bias`` and ``residual``.
+        ``x_codes``, ``x_scales`` and so on, as the buffers of x are called, or ``x`` where it is
+        not quantized; ``weight_...`` likewise; then ``bias`` and ``residual``.
         """
         out: dict[str, tuple[tuple[int, ...], str]] = {}
         for side, fmt, shape in (

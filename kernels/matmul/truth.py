@@ -129,6 +129,7 @@ def _sum_error(
 
 
 def activated(activation: str | None, y: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+    """An activation of numbers that may be off by ``error``, and by what it may then be."""
     if activation is None:
         return y, error
     error = STEEPEST * error

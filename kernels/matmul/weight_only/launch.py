@@ -111,7 +111,13 @@ class Launcher:
             f"{n}_r": 0 if t is None else t.stride(0) for n, t in tensors.items() if n != "bias"
         }
         counts = portable.integers(self.spec, self.config)
-        return {**tensors, "book": book, **steps, **counts, **portable.constants(self.spec, self.config)}
+        return {
+            **tensors,
+            "book": book,
+            **steps,
+            **counts,
+            **portable.constants(self.spec, self.config),
+        }
 
     def _stream(self, tensors: Mapping[str, Tensor | None], out: Tensor) -> None:
         arrays = TorchArrays(out)

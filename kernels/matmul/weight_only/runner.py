@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from kdsl.kernels.matmul.weight_only import launch, truth
+from kdsl.kernels.matmul.weight_only import launch, portable, truth
 from kdsl.kernels.matmul.weight_only.config import Config
 from kdsl.kernels.matmul.weight_only.facts import view
 from kdsl.work import Check
@@ -29,9 +29,7 @@ class WeightOnlyRunner:
 
     families = ("random", "special")
 
-    def __init__(
-        self, tunable: WeightOnlyTunable, device: Any, load: Callable[[str], Any]
-    ) -> None:
+    def __init__(self, tunable: WeightOnlyTunable, device: Any, load: Callable[[str], Any]) -> None:
         import torch
 
         self.spec, self.load = tunable.spec, load
@@ -74,8 +72,7 @@ class WeightOnlyRunner:
         """One call."""
         config = Config.from_json(dict(params))
         if config not in self.launchers:
-            text = "" if config.template == "stream" else launch.portable.source()
-            module = self.load(text) if text else None
+            module = self.load(portable.source()) if config.template == "portable" else None
             self.launchers[config] = launch.Launcher(module, self.spec, config)
         self.launchers[config](self.operands, self.out)
 
@@ -83,9 +80,7 @@ class WeightOnlyRunner:
         """The worst number over what it may be off, all rows."""
         worst, reason = 0.0, ""
         for first in range(0, self.spec.rows, ROWS):
-            found, why = truth.share(
-                self.spec, self.operands, self.out, slice(first, first + ROWS)
-            )
+            found, why = truth.share(self.spec, self.operands, self.out, slice(first, first + ROWS))
             if not found <= worst:
                 worst, reason = found, why
         return Check(worst, 1.0, "" if worst <= 1.0 else reason)

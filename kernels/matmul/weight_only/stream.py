@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,6 +78,9 @@ def registers(spec: Matmul, config: Config) -> int:
     x = chunks * nt * 16 if config.hold else 4
     sums = tiles * nt * 4 * (1 if chunks == 1 else 2)
     rest = (8 if config.hold else 32) + (24 if tiles > 1 and chunks > 1 else 0)
+    rest += (0, 16, 12)[zero_kind(held, config)]
+    rest += 4 if zero_kind(held, config) and not config.hold else 0
+    rest += max(chunks - 2, 0) * (12 + 16 * (zero_kind(held, config) > 0))
     return ahead + x + sums + 16 * tiles + 2 * nt + rest
 
 
@@ -141,7 +145,7 @@ def preferences(spec: Matmul, target: Target) -> Iterator[Config]:
 
 
 def _cost(spec: Matmul, config: Config, target: Target, pieces: int) -> float:
-    """Relative time by hand: rounds of tiles, idle pieces, bytes in flight, shared memory's load."""
+    """Relative time: rounds of tiles, idle pieces, bytes in flight, load of shared memory."""
     held, nt = view(spec), rows_padded(spec) // 8
     tiles = -(-spec.columns // config.block_n)
     groups = max(target.sms * config.blocks // config.split, 1)
@@ -150,10 +154,10 @@ def _cost(spec: Matmul, config: Config, target: Target, pieces: int) -> float:
     idle = chunks * config.split * config.num_warps / pieces
     lane = config.num_stages * chunks * config.block_n // 8 * (16 if held.bits == 4 else 12)
     flight = config.blocks * config.num_warps * 32 * lane
-    starved = max(1.0, 48 * 1024 / flight)
+    starved = math.sqrt(max(1.0, 48 * 1024 / flight))
     # Bytes through shared memory for each byte of weights: x, then partial sums twice.
     moved = (0 if config.hold else 2 * nt * 16 / config.block_n) + 2 * nt * 8 / (8 * chunks)
-    return rounds * idle * starved**0.5 * (1 + max(moved - 3, 0) / 8) * (1 + 0.01 * config.split)
+    return rounds * idle * starved * (1 + max(moved - 3, 0) / 8) * (1 + 0.01 * config.split)
 
 
 def constants(spec: Matmul, config: Config) -> str:

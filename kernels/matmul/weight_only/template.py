@@ -1,7 +1,8 @@
-"""Product of 16-bit x with weights of four or three bits: Triton, sm_80 and later, any number of rows.
+"""Product of 16-bit x with weights of four or three bits: Triton, sm_80 and later, any rows.
 
-``out[M, N] = activation(x[M, K] @ weight[N, K].T + bias) + residual``, a tile a program.  Codes become
-16-bit numbers, less their zero points, and a step's sums meet the scale of their group in float32.
+``out[M, N] = activation(x[M, K] @ weight[N, K].T + bias) + residual``, a tile a program.  Codes
+become 16-bit numbers, less their zero points, and a step's sums meet the scale of their group in
+float32.
 """
 
 import triton

@@ -28,7 +28,7 @@ LOST = 2.0**-39
 def share(
     spec: Matmul, operands: Mapping[str, Tensor], out: Tensor, rows: slice
 ) -> tuple[float, str]:
-    """The largest error of some rows of a result over what it may be (up to 1 is right), and why."""
+    """The largest error of some rows over what it may be (up to 1 is right), and why."""
     x = operands["x"][rows].double()
     weight, size, off = numbers(spec, operands)
     y = x @ weight.T

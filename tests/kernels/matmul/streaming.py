@@ -63,7 +63,9 @@ def as_bits(x: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
     """Numbers in 16 bits; those of bfloat16 are exact in float32."""
     if dtype == "float16":
         return np.ascontiguousarray(x, np.float16)
-    return np.ascontiguousarray((np.ascontiguousarray(x, np.float32).view(np.uint32) >> 16), None).astype(np.uint16)
+    return np.ascontiguousarray(
+        (np.ascontiguousarray(x, np.float32).view(np.uint32) >> 16), None
+    ).astype(np.uint16)
 
 
 def run(
