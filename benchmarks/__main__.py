@@ -1,9 +1,9 @@
 """``python -m benchmarks SUITE``: check, time side by side with peers, append rows to the results.
 
 ``attention``, ``shapes``, ``lists``, ``quantize``, ``matmul`` and ``weight_only`` need a GPU.
-``overhead``, ``partition`` and ``quality`` do not: the host's part of a call, plans for many ranks, errors of
-codes and rotations.  ``table`` prints the results, ``check`` says whether each row belongs to its
-commit.  ``sequence_parallel`` is run by torchrun, on GPUs or CPUs.
+``overhead``, ``partition`` and ``quality`` do not: the host's part of a call, plans for many ranks,
+errors of codes and rotations.  ``table`` prints the results, ``check`` says whether each row
+belongs to its commit.  ``sequence_parallel`` is run by torchrun, on GPUs or CPUs.
 """
 
 from __future__ import annotations
