@@ -38,10 +38,11 @@ def registers(config: Config) -> int:
 
 
 def shared_bytes(spec: Matmul, config: Config) -> int:
-    """Bytes a block asks for, at most: stages of x and codes, and a step decoded."""
+    """Bytes a block asks for, at most: stages of x and codes, and a step decoded, whose way to the
+    product may be padded."""
     held = view(spec)
     ahead = 2 * config.block_m * config.block_k + config.block_n * config.block_k * held.bits // 8
-    return ahead * config.num_stages + 2 * config.block_n * config.block_k + 128
+    return ahead * config.num_stages + 5 * config.block_n * config.block_k // 2 + 128
 
 
 def problem(spec: Matmul, config: Config, target: Target) -> str | None:
