@@ -1,10 +1,10 @@
 """``python -m benchmarks SUITE``: check, time side by side with peers, append rows to the results.
 
-``attention``, ``shapes``, ``lists``, ``prepass``, ``quantize`` and ``matmul`` need a GPU.
-``overhead``, ``partition``, ``quality`` and ``memory`` do not: the host's part of a call, plans for
-many ranks, errors of codes and rotations, bytes of blocks.  ``table`` prints the results, ``check``
-says whether each row belongs to its commit.  ``sequence_parallel`` is run by torchrun, on GPUs or
-CPUs.
+``attention``, ``shapes``, ``lists``, ``prepass``, ``quantize``, ``matmul`` and ``weight_only`` need
+a GPU.  ``overhead``, ``partition``, ``quality`` and ``memory`` do not: the host's part of a call,
+plans for many ranks, errors of codes and rotations, bytes of blocks.  ``table`` prints the results,
+``check`` says whether each row belongs to its commit.  ``sequence_parallel`` is run by torchrun, on
+GPUs or CPUs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks import overhead, partition, quality, rows, sequence_parallel
 from benchmarks.attention import VARIANTS
 from benchmarks.attention import suite as attention
-from benchmarks.cases import ATTENTION, LISTS, MATMUL, PREPASS, QUANTIZE
+from benchmarks.cases import ATTENTION, LISTS, MATMUL, PREPASS, QUANTIZE, WEIGHT_ONLY
 from benchmarks.lists import suite as lists
 from benchmarks.matmul import suite as matmul
 from benchmarks.peers import PEERS
@@ -31,6 +31,7 @@ from benchmarks.table import show
 from benchmarks.virtual.cases import MODELS
 from benchmarks.virtual.suite import Asked
 from benchmarks.virtual.suite import suite as virtual
+from benchmarks.weight_only import suite as weight_only
 from kdsl.errors import KdslError
 
 TIMED = {
@@ -40,6 +41,7 @@ TIMED = {
     "prepass": (prepass, PREPASS),
     "quantize": (quantize, QUANTIZE),
     "matmul": (matmul, MATMUL),
+    "weight_only": (weight_only, WEIGHT_ONLY),
 }
 """Suites of timed cases: what yields rows, and the cases by id."""
 RATES = {"flop": (1e9, "TFLOP/s"), "byte": (1e6, "GB/s")}

@@ -280,3 +280,27 @@ MATMUL = {
     )
 }
 """The feed-forward layers of Flux and of Wan2.1-1.3B at 480p."""
+
+
+@dataclass(frozen=True)
+class WeightOnlyCase:
+    """A linear layer of few rows on weights of few bits, x in bfloat16."""
+
+    id: str
+    rows: int
+    bits: int
+
+    @property
+    def spec(self) -> Matmul:
+        """What is computed: nothing behind the product."""
+        weight = slog(self.bits, None, 128)
+        return Matmul(rows=self.rows, inner=3584, columns=18944, weight=weight)
+
+
+WEIGHT_ONLY = {
+    case.id: case
+    for bits in (4, 3)
+    for rows in (1, 8, 32)
+    for case in (WeightOnlyCase(f"w{bits}a16-{rows}x3584x18944", rows, bits),)
+}
+"""The wide layer of Qwen2.5-7B's feed-forward block while it decodes."""

@@ -35,7 +35,10 @@ def matmul(spec: Matmul, operands: Mapping[str, Any], weight: Array | None = Non
 
 def product(spec: Matmul, operands: Mapping[str, Any], weight: Array | None = None) -> Array:
     """``x @ weight.T`` of what both stand for."""
-    x = values(spec.x, buffers_of(spec.x, "x", operands), spec.x_shape)
+    if spec.x is None:
+        x = _held(spec, operands, "x")
+    else:
+        x = values(spec.x, buffers_of(spec.x, "x", operands), spec.x_shape)
     if weight is None:
         held = buffers_of(spec.weight, "weight", operands)
         weight = values(spec.weight, held, spec.weight_shape)

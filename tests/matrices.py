@@ -11,7 +11,8 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 
 from kdsl import layouts
-from kdsl.layouts.codes import Int
+from kdsl.layouts.codebooks import NF4
+from kdsl.layouts.codes import Int, Lut
 from kdsl.layouts.format import Field
 from kdsl.reference.matmul import matmul
 from kdsl.specs import Matmul
@@ -78,7 +79,11 @@ def operands(spec: Matmul, seed: int = 0) -> dict[str, npt.NDArray[Any]]:
     x += 0.5 * rng.standard_normal(spec.inner)
     weight = rng.standard_normal(spec.weight_shape) * spec.inner**-0.5
     out: dict[str, npt.NDArray[Any]] = {}
+    if spec.x is None:
+        out["x"] = in_16_bits(x, spec.dtype)
     for side, fmt, held in (("x", spec.x, x), ("weight", spec.weight, weight)):
+        if fmt is None:
+            continue
         packed = fmt.pack(layouts.quantize(fmt, held.astype(np.float32)), held.shape)
         out |= {f"{side}_{name}": value for name, value in packed.items()}
     dtype = np.float32 if spec.dtype == "bfloat16" else np.dtype(spec.dtype)
@@ -103,4 +108,71 @@ def check(spec: Matmul, found: Any, given: Mapping[str, Any], capability: tuple[
     wanted = matmul(spec, given)
     exact = torch.from_numpy(wanted).to(getattr(torch, spec.dtype))
     share, why = truth.share(spec, held, exact, slice(None), capability)
+    assert share <= 1, f"two truths differ, {why}: {share:.3g}"
+
+
+def in_16_bits(x: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
+    """Numbers that a dtype has; those of bfloat16 in float32, cut off."""
+    if dtype != "bfloat16":
+        return x.astype(dtype)
+    return (x.astype(np.float32).view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def book(bits: int, group: int) -> layouts.Format:
+    """Weights of a codebook that is neither uniform nor symmetric: NF4, or every second entry."""
+    plain = layouts.slog(bits, None, group)
+    code = Lut(NF4 if bits == 4 else NF4[::2], "nf")
+    return layouts.Format("book", replace(plain.level, field=Field("code", code)), plain.buffers)
+
+
+def few_bits(kind: str, bits: int, group: int = 128) -> layouts.Format:
+    """Weights of each kind that the kernels decode differently."""
+    if kind == "signed":
+        return layouts.slog(bits, None, group)
+    if kind == "table":
+        return book(bits, group)
+    return layouts.uniform(bits, group, asymmetric=kind == "zeros")
+
+
+KINDS = ("signed", "uniform", "table", "zeros")
+
+
+@st.composite
+def weight_only(
+    draw: st.DrawFn, dtypes: Sequence[str], groups: Sequence[int] = (64, 128)
+) -> Matmul:
+    """Any product of 16-bit x that the kernels compute."""
+    group = draw(st.sampled_from(tuple(groups)))
+    return Matmul(
+        rows=draw(st.integers(1, 40)),
+        inner=group * draw(st.integers(1, 5)),
+        columns=draw(st.integers(1, 90)),
+        dtype=draw(st.sampled_from(tuple(dtypes))),
+        weight=few_bits(draw(st.sampled_from(KINDS)), draw(st.sampled_from((4, 3))), group),
+        bias=draw(st.booleans()),
+        residual=draw(st.booleans()),
+        activation=draw(st.sampled_from((None, *ACTIVATIONS))),
+    )
+
+
+def weight_only_operands(spec: Matmul, seed: int = 0) -> dict[str, npt.NDArray[Any]]:
+    """`operands`, with what is not quantized exact in the spec's dtype."""
+    given = operands(spec, seed)
+    for name in ("bias", "residual"):
+        if name in given:
+            given[name] = in_16_bits(given[name], spec.dtype)
+    return given
+
+
+def check_weight_only(spec: Matmul, found: Any, given: Mapping[str, Any]) -> None:
+    """A result is the reference's within the derived bound, and so is the truth it is held to."""
+    import torch
+
+    from kdsl.kernels.matmul.weight_only import truth
+
+    held = {n: torch.from_numpy(np.ascontiguousarray(v)) for n, v in given.items()}
+    share, why = truth.share(spec, held, torch.as_tensor(found).cpu(), slice(None))
+    assert share <= 1, f"{why}: {share:.3g} of what is allowed"
+    exact = torch.from_numpy(matmul(spec, given)).to(getattr(torch, spec.dtype))
+    share, why = truth.share(spec, held, exact, slice(None))
     assert share <= 1, f"two truths differ, {why}: {share:.3g}"

@@ -37,6 +37,7 @@ from kdsl.layouts.presets import (
     sage,
     slog,
     tq1_0,
+    uniform,
     w8,
 )
 from kdsl.layouts.quantizer import convert, quantize
@@ -87,5 +88,6 @@ __all__ = [
     "tlq",
     "to_json",
     "tq1_0",
+    "uniform",
     "w8",
 ]

@@ -312,3 +312,24 @@ def slog(
             Buffer("scales", "float16", (Part("scale", _PLAIN),)),
         ),
     )
+
+
+def uniform(bits: int = 4, group: int | None = 128, asymmetric: bool = False) -> Format:
+    """Whole numbers of four or three bits, placed as those of `slog`, float16 scales of groups.
+
+    Codes stand for ``-2**(bits - 1)`` and up; ``asymmetric`` ones count from 0 and have a zero
+    point a group instead, a byte each.
+    """
+    if bits not in (3, 4):
+        raise SpecError(f"uniform({bits})", hint="4 or 3 bits")
+    groups = Block(1, group)
+    kind = "asymmetric-" if asymmetric else ""
+    code = Int(bits, bias=0 if asymmetric else -(1 << (bits - 1)))
+    zero = Level(Field("zero", Int(8), groups)) if asymmetric else None
+    scale = _scale(groups, fit="range" if asymmetric else "largest")
+    zeros = (Buffer("zeros", "uint8", (Part("zero", _PLAIN),)),) if asymmetric else ()
+    return Format(
+        f"uniform{bits}-{kind}{group or 'row'}",
+        Level(Field("code", code), scale=scale, zero=zero),
+        (*slog(bits, None, group).buffers, *zeros),
+    )

@@ -61,12 +61,15 @@ def build(
     from kdsl.runtime.arrays import interpreting
 
     own_backends = ("triton",) if isinstance(spec, (Quantize, Prepass)) else ("triton", "gluon")
+    if isinstance(spec, Matmul) and spec.x is None:
+        own_backends = ("triton", "cuda")
     picked = _pick(backend, own_backends, target)
     if interpreting() and picked != "reference":
-        if picked == "gluon":
-            raise UnsupportedError("Gluon has no interpreter", hint='backend="triton"')
+        if picked in ("gluon", "cuda"):
+            name = {"gluon": "Gluon", "cuda": "CUDA C"}[picked]
+            raise UnsupportedError(f"{name} has no interpreter", hint='backend="triton"')
         picked = "triton"
-    if picked in ("triton", "gluon") and target is None:
+    if picked in own_backends and target is None:
         if not interpreting():
             raise UnsupportedError(
                 "there is no GPU here for the kernel",

@@ -134,6 +134,9 @@ def subjects() -> Iterator[tuple[str, str, str, Attention | Permute | Quantize |
         )  # fmt: skip
         by = "" if bits == 8 else f" by {bits} bits"
         yield f"product of {code}{by}", "forward", "matmul", product
+    for bits, dtype, columns in itertools.product((4, 3), DTYPES[:2], WIDTHS):
+        alone = Matmul(rows=8, inner=columns, columns=columns, dtype=dtype, weight=slog(bits))
+        yield f"product of 16 bits by {bits} bits", "forward", "matmul_weight_only", alone
     for layout, dtype, head_dim in itertools.product((None, int8()), DTYPES, HEAD_DIMS):
         yield (
             f"permute{f' to {layout.code}' if layout else ''}",

@@ -72,8 +72,9 @@ def explain_matmul(op: MatmulOperator) -> str:
     spec, cost = op.spec, op.cost()
     steps = ["scales", "bias" if spec.bias else "", spec.activation or ""]
     steps += ["residual" if spec.residual else ""]
+    x = spec.dtype if spec.x is None else spec.x.name
     lines = [
-        f"matmul     {spec.rows} x {spec.inner} x {spec.columns}, {spec.x.name} by "
+        f"matmul     {spec.rows} x {spec.inner} x {spec.columns}, {x} by "
         f"{spec.weight.name} to {spec.dtype}",
         f"epilogue   {', '.join(s for s in steps if s)}",
         *_chosen(op),

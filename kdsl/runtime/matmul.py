@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from kdsl.errors import InputError, SpecError
-from kdsl.kernels.matmul.rule import TEMPLATES
-from kdsl.kernels.matmul.tunable import MatmulTunable, traffic
+from kdsl.kernels.matmul import rule, tunable
+from kdsl.kernels.matmul.weight_only import rule as weight_only_rule
+from kdsl.kernels.matmul.weight_only import tunable as weight_only
 from kdsl.reference.matmul import matmul as reference_matmul
 from kdsl.runtime import codecache
 from kdsl.runtime.arrays import interpreting, like, say_once, uploaded, without_modes
@@ -51,19 +52,17 @@ class MatmulOperator(Operator):
         self.operands = spec.operands
         """Shapes and dtypes by name, made once: a call looks at them."""
         self.fixed = self._named(fixed)
-        self.tunable = MatmulTunable(spec, TEMPLATES.get(backend, TEMPLATES[None]))
+        self.tunable = self._own = _tunable(spec, backend)
         self._on_device: dict[Any, dict[str, Any]] = {}
         self._program: RowProgram | None = None
         self.choice: Choice | None = None
         if backend != "reference":
-            from kdsl.kernels.matmul.facts import view
-
             # Where no kernel computes it that is said before anything is looked up.
-            view(spec)
+            _check_supported(spec)
         self.choice = settle(
             self.tunable, target, backend or "", config, mode, here=here, tables={}
         )
-        by = {"hopper": "gluon", "portable": "triton"}
+        by = {"hopper": "gluon", "portable": "triton", "stream": "cuda"}
         self.backend = backend or by[self.config["template"]]
         self.seen_by_torch = rows_seen_by_torch()
         self.bound_names = tuple(n for n in self.operands if n in self.fixed)
@@ -142,7 +141,7 @@ class MatmulOperator(Operator):
         device = next(iter(given.values())).device
         self._check_device(device)
         held = {**self._bound(device), **given}
-        if self._launcher.view.zeros and "weight_sums" not in held:
+        if self._sums and "weight_sums" not in held:
             held["weight_sums"] = sums_of(held[f"weight_{self._launcher.view.weight.codes}"])
         out = self._launcher.output(next(iter(given.values())))
         with on(device):
@@ -179,8 +178,8 @@ class MatmulOperator(Operator):
             from kdsl.kernels.matmul.launch import sums_of
 
             found = {n: self._uploaded(n, t, device) for n, t in self.fixed.items()}
-            codes = f"weight_{self._launcher.view.weight.codes}"
-            if self._launcher.view.zeros and codes in found:
+            codes = f"weight_{self._launcher.view.weight.codes}" if self._sums else ""
+            if codes in found:
                 found["weight_sums"] = sums_of(found[codes])
             self._on_device[device] = found
         return self._on_device[device]
@@ -190,8 +189,15 @@ class MatmulOperator(Operator):
             return x.to(device)
         return uploaded(x, self.operands[name][1], device)
 
+    @property
+    def _sums(self) -> bool:
+        """Whether zero points of x meet sums of the weight's codes."""
+        return self.spec.x is not None and bool(self._launcher.view.zeros)
+
     @cached_property
     def _launcher(self) -> Any:
+        if self.spec.x is None:
+            return _weight_only_launcher(self.spec, dict(self.config))
         from kdsl.kernels.matmul import arguments, launch
         from kdsl.kernels.matmul.config import Config
 
@@ -202,15 +208,13 @@ class MatmulOperator(Operator):
     @property
     def source(self) -> str:
         """The complete kernel file; the portable template's for the reference."""
-        from kdsl.kernels.matmul import arguments
-        from kdsl.kernels.matmul.config import Config
-
-        return arguments.source(self.spec, Config.from_json(dict(self.config)))
+        return self._own.source(self.config)
 
     def cost(self) -> Mapping[str, float]:
         """Operations and bytes of a call, and for a named GPU the predicted and measured time in
         microseconds."""
-        return {"flop": self.spec.flop, "bytes": float(traffic(self.spec)), **self.times}
+        module = weight_only if self.spec.x is None else tunable
+        return {"flop": self.spec.flop, "bytes": float(module.traffic(self.spec)), **self.times}
 
     def explain(self) -> str:
         """Backend, configuration and its source, and cost, line by line."""
@@ -230,6 +234,39 @@ class MatmulOperator(Operator):
             except SpecError:
                 continue
         return describe(self.spec.weight, self.spec.weight_shape)
+
+
+def _tunable(
+    spec: Matmul, backend: str | None
+) -> tunable.MatmulTunable | weight_only.WeightOnlyTunable:
+    """What there is to choose for a backend, None for any that is offered."""
+    if spec.x is None:
+        own = weight_only_rule.TEMPLATES
+        return weight_only.WeightOnlyTunable(
+            spec, own.get("triton" if interpreting() else backend or "", own[None])
+        )
+    chosen = rule.TEMPLATES.get(backend, rule.TEMPLATES[None])
+    return tunable.MatmulTunable(spec, chosen)
+
+
+def _check_supported(spec: Matmul) -> None:
+    """UnsupportedError where no kernel computes a spec."""
+    from kdsl.kernels.matmul import facts
+    from kdsl.kernels.matmul.weight_only import facts as weight_only_facts
+
+    if spec.x is None:
+        weight_only_facts.view(spec)
+    else:
+        facts.view(spec)
+
+
+def _weight_only_launcher(spec: Matmul, params: dict[str, Any]) -> Any:
+    from kdsl.kernels.matmul.weight_only import launch, portable
+    from kdsl.kernels.matmul.weight_only.config import Config
+
+    config = Config.from_json(params)
+    module = codecache.load(portable.source()) if config.template == "portable" else None
+    return launch.Launcher(module, spec, config)
 
 
 def _as(found: Any, model: Any, dtype: str) -> Any:

@@ -44,6 +44,10 @@ def tunable_for(
         from kdsl.kernels.quantize.tunable import QuantizeTunable
 
         return QuantizeTunable(spec, tables, batch)
+    if isinstance(spec, Matmul) and spec.x is None:
+        from kdsl.kernels.matmul.weight_only.tunable import WeightOnlyTunable
+
+        return WeightOnlyTunable(spec)
     if isinstance(spec, Matmul):
         from kdsl.kernels.matmul.tunable import MatmulTunable
 
@@ -66,7 +70,7 @@ def operations(spec: Spec) -> tuple[str, ...]:
     if isinstance(spec, Quantize):
         return ("quantize",)
     if isinstance(spec, Matmul):
-        return ("matmul",)
+        return ("matmul",) if spec.x is not None else ("matmul_weight_only",)
     if isinstance(spec, Prepass):
         return ("prepass",)
     return ("permute",) if isinstance(spec, Permute) else ()

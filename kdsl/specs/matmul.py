@@ -1,4 +1,4 @@
-"""A product of quantized operands, finished by an epilogue."""
+"""A product with quantized weights, finished by an epilogue."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kdsl.expr.tables import Table
 from kdsl.layouts import Format
 from kdsl.layouts.format import Buffer
 from kdsl.layouts.groups import Shape
-from kdsl.specs.common import DTYPES, check_length, digest, positive, whole
+from kdsl.specs.common import DTYPES, check_length, digest, optional, positive, whole
 
 ACTIVATIONS = ("gelu_tanh", "gelu_erf", "silu")
 
@@ -23,14 +23,15 @@ class Matmul:
 
     x is ``[rows, inner]`` and weight ``[columns, inner]``, as in ``torch.nn.Linear``; what they
     stand for is multiplied.  ``bias`` (``[columns]``) and ``residual`` (``[rows, columns]``) are
-    optional operands in ``dtype``, as is the result ``[rows, columns]``.  ``activation`` is
-    ``"gelu_tanh"``, ``"gelu_erf"`` (the exact one, torch's default) or ``"silu"``.
+    optional operands in ``dtype``, as is the result ``[rows, columns]``.  ``x=None`` is x itself,
+    in ``dtype`` and not quantized.  ``activation`` is ``"gelu_tanh"``, ``"gelu_erf"`` (the exact
+    one, torch's default) or ``"silu"``.
     """
 
     rows: int
     inner: int
     columns: int
-    x: Format
+    x: Format | None = None
     weight: Format
     dtype: str = "bfloat16"
     bias: bool = False
@@ -47,8 +48,8 @@ class Matmul:
             check_length(getattr(self, name), name)
         for name in ("x", "weight"):
             held = getattr(self, name)
-            if not isinstance(held, Format):
-                hint = "kdsl.layouts.activations()" if name == "x" else "kdsl.layouts.w8()"
+            if not isinstance(held, Format) and (name != "x" or held is not None):
+                hint = "kdsl.layouts.activations(), or None" if name == "x" else "kdsl.layouts.w8()"
                 raise SpecError(f"{name}={held!r}", hint=hint)
         if self.dtype not in DTYPES:
             raise SpecError(f"dtype={self.dtype!r}", hint=" or ".join(map(repr, DTYPES)))
@@ -58,7 +59,8 @@ class Matmul:
         for name in ("bias", "residual"):
             if not isinstance(getattr(self, name), bool):
                 raise SpecError(f"{name}={getattr(self, name)!r}", hint="True or False")
-        self.x.check(self.x_shape)
+        if self.x is not None:
+            self.x.check(self.x_shape)
         self.weight.check(self.weight_shape)
 
     @property
@@ -75,15 +77,18 @@ class Matmul:
     def operands(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and dtype of every operand of a call, by name and in order.
 
-        ``x_codes``, ``x_scales`` and so on, as the buffers of x are called; ``weight_...``
-        likewise; then ``bias`` and ``residual``.
+        ``x_codes``, ``x_scales`` and so on, as the buffers of x are called, or ``x`` where it is
+        not quantized; ``weight_...`` likewise; then ``bias`` and ``residual``.
         """
         out: dict[str, tuple[tuple[int, ...], str]] = {}
         for side, fmt, shape in (
             ("x", self.x, self.x_shape),
             ("weight", self.weight, self.weight_shape),
         ):
-            out |= {f"{side}_{b.name}": _buffer(fmt, b, shape) for b in fmt.buffers}
+            if fmt is None:
+                out[side] = shape, self.dtype
+            else:
+                out |= {f"{side}_{b.name}": _buffer(fmt, b, shape) for b in fmt.buffers}
         if self.bias:
             out["bias"] = (self.columns,), self.dtype
         if self.residual:
@@ -102,7 +107,7 @@ class Matmul:
             "rows": self.rows,
             "inner": self.inner,
             "columns": self.columns,
-            "x": layouts.to_json(self.x),
+            "x": None if self.x is None else layouts.to_json(self.x),
             "weight": layouts.to_json(self.weight),
             "dtype": self.dtype,
             "bias": self.bias,
@@ -116,7 +121,8 @@ class Matmul:
         """The spec written by `to_json`."""
         whole(value, {"op", *(f.name for f in fields(Matmul))}, "matmul spec")
         given = {f.name: value[f.name] for f in fields(Matmul)}
-        given |= {side: layouts.from_json(value[side]) for side in ("x", "weight")}
+        given["x"] = optional(layouts.from_json)(value["x"])
+        given["weight"] = layouts.from_json(value["weight"])
         return Matmul(**given)
 
     @property
@@ -130,7 +136,8 @@ class Matmul:
         sized = ("op", "rows", "inner", "columns")
         held = {name: v for name, v in self.to_json().items() if name not in sized}
         for side in ("x", "weight"):
-            held[side].pop("name")
+            if held[side] is not None:
+                held[side].pop("name")
         return digest(["matmul", held])
 
 

@@ -77,6 +77,7 @@ class View:
 @lru_cache(maxsize=256)
 def view(spec: Matmul) -> View:
     """The facts of a spec; UnsupportedError where no kernel computes it."""
+    assert spec.x is not None, "x that is not quantized is weight_only's"
     x = side(spec.x, spec.inner, "x")
     unit: Unit = "fp8" if x.fp8 else "int8"
     if not x.fp8 and spec.inner > MOST_INNER[x.asymmetric]:

@@ -77,7 +77,7 @@ def share(
     if spec.bias:
         y = y + operands["bias"].double()
         error = error + EPS * y.abs()
-    y, error = _activated(spec.activation, y, error)
+    y, error = activated(spec.activation, y, error)
     if spec.residual:
         y = y + operands["residual"].double()[rows]
         error = error + EPS * y.abs()
@@ -128,7 +128,8 @@ def _sum_error(
     return COARSE * (steps / 2 + 4 * math.sqrt((STEP + 1) * steps)) * largest
 
 
-def _activated(activation: str | None, y: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+def activated(activation: str | None, y: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+    """An activation of numbers that may be off by ``error``, and by what it may then be."""
     if activation is None:
         return y, error
     error = STEEPEST * error

@@ -129,6 +129,7 @@ class MatmulTunable:
 
 def traffic(spec: Matmul) -> int:
     """Bytes of a call: every operand once, the result once."""
+    assert spec.x is not None, "x that is not quantized is weight_only's"
     stored = spec.x.nbytes(spec.x_shape) + spec.weight.nbytes(spec.weight_shape)
     item, whole = ITEM_BYTES[spec.dtype], spec.rows * spec.columns
     return stored + item * (whole * (1 + spec.residual) + spec.columns * spec.bias)

@@ -55,8 +55,8 @@ def findings(target: targets.Target | None) -> list[doctor.Finding]:
 
 def test_every_operation_is_a_subject() -> None:
     """Attention, its gradients, its quantized products and both kinds of permute, each for every
-    dtype and head_dim, the pre-pass too; and quantize to each code and products of it, for every
-    dtype and two widths."""
+    dtype and head_dim, the pre-pass too; quantize to each code and products of it, for every dtype
+    and two widths; and of 16 bits with stored weights for both of 16 bits."""
     found = {
         (name, s.dtype, s.columns if isinstance(s, (Quantize, Matmul)) else s.head_dim)
         for name, _, _, s in doctor.subjects()
@@ -70,6 +70,8 @@ def test_every_operation_is_a_subject() -> None:
     wanted = {(n, t, d) for n in names for t in DTYPES for d in HEAD_DIMS}
     wanted |= {(n, t, d) for n in coded for t in DTYPES[:2] for d in HEAD_DIMS}
     wanted |= {(n, t, d) for n in codes for t in DTYPES for d in doctor.WIDTHS}
+    alone = [f"product of 16 bits{bits}" for bits in by[1:]]
+    wanted |= {(n, t, d) for n in alone for t in DTYPES[:2] for d in doctor.WIDTHS}
     assert found == wanted
 
 
