@@ -41,12 +41,18 @@ def pytest_report_header() -> list[str]:
     return lines
 
 
+AT_NIGHT = ("sm_86", "sm_89", "sm_120")
+"""Architectures that samples are compiled for in the nightly profile alone, unless named with
+others: the kernels are those of sm_80, sm_90 and sm_100 but for their limits."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what this machine or this profile cannot run, with the reason."""
     if PROFILE != "nightly":
         skip = pytest.mark.skip(reason="takes minutes: HYPOTHESIS_PROFILE=nightly runs it")
         for item in items:
-            if item.get_closest_marker("slow"):
+            rare = getattr(item, "callspec", None) and item.callspec.id in AT_NIGHT
+            if item.get_closest_marker("slow") or rare:
                 item.add_marker(skip)
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if on_gpu and (reason := _no_gpu()):

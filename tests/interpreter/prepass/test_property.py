@@ -62,7 +62,7 @@ def configs(draw: st.DrawFn, spec: Prepass) -> Config:
     return Config.from_json(held)
 
 
-@settings(max_examples=examples(12))
+@settings(max_examples=examples(5))
 @given(data=st.data(), spec=prepasses(DTYPES), seed=st.integers(0, 2**16))
 def test_kernels_equal_the_reference(data: st.DataObject, spec: Prepass, seed: int) -> None:
     """Any norm, rotation, order by head, group of heads, layout, pooling and legal configuration,
@@ -72,7 +72,7 @@ def test_kernels_equal_the_reference(data: st.DataObject, spec: Prepass, seed: i
     check(spec, built(spec, config.to_json())(*tensors.values()), tensors)
 
 
-@settings(max_examples=examples(4))
+@settings(max_examples=examples(2))
 @given(data=st.data(), spec=prepasses(("float16",), 200), seed=st.integers(0, 2**16))
 def test_attention_of_what_was_made(data: st.DataObject, spec: Prepass, seed: int) -> None:
     """Pre-pass and quantized attention, one after the other, are the reference of quantized

@@ -132,11 +132,11 @@ def test_what_is_illegal(
 
 
 def test_the_backend_picks_the_template() -> None:
-    """The portable template is taken unless somebody asks for Hopper's, which has not been
-    measured; the generated file holds its modules and imports none of them."""
+    """Hopper's template is taken unless somebody asks for the portable one; the generated
+    file holds its modules and imports none of them."""
     spec = spec_of()
     by = {b: build(spec, gpu="h100", backend=b) for b in (None, "triton", "gluon")}
-    assert [op.config["template"] for op in by.values()] == ["portable", "portable", "hopper"]
+    assert [op.config["template"] for op in by.values()] == ["hopper", "portable", "hopper"]
     assert Config.from_json(dict(by["gluon"].config)) == EARLY
     assert "kdsl" not in by["gluon"].source
     assert "coded_consumer" in by["gluon"].source
