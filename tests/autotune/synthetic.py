@@ -34,10 +34,17 @@ KEYS: tuple[tuple[str, float | None], ...] = (
     ("cogvideox-5b", 0.3),
     ("cogvideox-5b", 0.5),
     ("flux-dev-1024", None),
+    ("clip", None),
+)
+KINDS: tuple[tuple[str, float | None], ...] = (
+    ("wan2.1-1.3b-480p", 0.25),
+    ("cogvideox-5b", 0.3),
+    ("flux-dev-1024", None),
     ("sd3.5-large-1024", None),
     ("ltx-video-768x512", None),
     ("clip", None),
 )
+"""One density of each, and more workloads."""
 SETTINGS = ("block_m", "block_n", "num_warps", "num_stages", "loads")
 """What the portable template knows; the other one knows them all."""
 SAMPLES = 12
