@@ -193,9 +193,6 @@ class QuantLinear(torch.nn.Module):
             "weight": self.weight_format, "activation": self.activation,
             "bias": self.bias is not None, "x": self.x_format,
         }  # fmt: skip
-        if self.x_format is None and not takes_plain_x():
-            self._dense = self.dequantized().to(self.dtype)
-            return
         products = [RowProgram(Matmul(residual=r, **plain), backend) for r in (False, True)]
         programs = [remember(p) for p in products]
         try:
@@ -372,12 +369,3 @@ def check_weight(w: Tensor, fmt: Format, name: str = "weight") -> None:
             f"{name}, {w.shape[0]} x {w.shape[1]}: {error.what}", where=fmt.name,
             hint=f"groups of {error.hint}; or leave the layer as it is, Scheme(skip=(...))",
         ) from error  # fmt: skip
-
-
-def takes_plain_x() -> bool:
-    """Whether products of 16-bit x by stored weights are an operation of the library."""
-    try:
-        Matmul(rows=1, inner=16, columns=1, x=cast("Any", None), weight=layouts.w8())
-    except SpecError:
-        return False
-    return True

@@ -58,7 +58,7 @@ class MatmulOperator(Operator):
         self.choice: Choice | None = None
         if backend != "reference":
             # Where no kernel computes it that is said before anything is looked up.
-            _check_supported(spec)
+            check_supported(spec)
         self.choice = settle(
             self.tunable, target, backend or "", config, mode, here=here, tables={}
         )
@@ -242,14 +242,12 @@ def _tunable(
     """What there is to choose for a backend, None for any that is offered."""
     if spec.x is None:
         own = weight_only_rule.TEMPLATES
-        return weight_only.WeightOnlyTunable(
-            spec, own.get("triton" if interpreting() else backend or "", own[None])
-        )
+        return weight_only.WeightOnlyTunable(spec, own.get(backend, own[None]))
     chosen = rule.TEMPLATES.get(backend, rule.TEMPLATES[None])
     return tunable.MatmulTunable(spec, chosen)
 
 
-def _check_supported(spec: Matmul) -> None:
+def check_supported(spec: Matmul) -> None:
     """UnsupportedError where no kernel computes a spec."""
     from kdsl.kernels.matmul import facts
     from kdsl.kernels.matmul.weight_only import facts as weight_only_facts

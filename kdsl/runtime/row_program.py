@@ -172,10 +172,14 @@ class RowProgram:
         """
         from kdsl.kernels.matmul.facts import view
         from kdsl.kernels.matmul.launch import sums_of
+        from kdsl.runtime.matmul import check_supported
 
         if self.by_reference:
             return None
         assert isinstance(self.spec, Matmul)
+        check_supported(self.spec)
+        if self.spec.x is None:
+            return None
         held = view(self.spec)
         return sums_of(weight[f"weight_{held.weight.codes}"]) if held.zeros else None
 

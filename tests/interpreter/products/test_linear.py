@@ -18,7 +18,7 @@ from kdsl.nn import QuantLinear, Transform
 from kdsl.runtime import build
 from kdsl.specs import Matmul, Quantize
 from tests.devices import DEVICE
-from tests.matrices import check
+from tests.matrices import check, check_weight_only
 
 pytestmark = pytest.mark.filterwarnings("ignore:no CUDA GPU here")
 INSIDE, OUTSIDE = 256, 72
@@ -87,6 +87,33 @@ def test_layers_are_compiled(x: Format) -> None:
         assert torch.equal(run(inputs(3, count)), made(inputs(3, count)))
     assert torch.equal(copy.deepcopy(made)(inputs(5)), made(inputs(5)))
     assert made(inputs(0)).shape == (0, OUTSIDE)
+
+
+def test_weights_alone_are_read_as_they_are_stored() -> None:
+    """With x in 16 bits the kernel reads the codes, and no decoded weight is kept; a format or
+    dtype that no kernel reads is decoded, and multiplied by torch."""
+    for bits in (4, 3):
+        torch.manual_seed(0)
+        weight = layouts.slog(bits, None, 128, "float32")
+        plain = torch.nn.Linear(INSIDE, OUTSIDE, dtype=torch.float16)
+        made = QuantLinear.from_linear(plain, weight=weight, x=None, activation="silu").to(DEVICE)
+        assert "decoded" not in repr(made)
+        for count in (3, 40):
+            given = inputs(count)
+            spec = Matmul(
+                rows=count, inner=INSIDE, columns=OUTSIDE, x=None, weight=weight,
+                dtype="float16", bias=True, activation="silu",
+            )  # fmt: skip
+            held = made.state_dict() | {"x": given}
+            operands = {n: np.asarray(held[n].cpu()) for n in spec.operands}
+            check_weight_only(spec, made(given), operands)
+    stays = torch.nn.Linear(INSIDE, OUTSIDE, dtype=torch.float32)
+    for weight in (layouts.gptq(4, 64), layouts.slog(4, None, 128, "float32")):
+        made = QuantLinear.from_linear(stays, weight=weight, x=None).to(DEVICE)
+        assert "weight decoded" in repr(made)
+        given = inputs(5, dtype=torch.float32)
+        wanted = torch.nn.functional.linear(given, made.dequantized().float(), made.bias)
+        assert torch.equal(made(given), wanted)
 
 
 def test_what_no_kernel_computes() -> None:
