@@ -20,9 +20,7 @@ class Work:
     ``step_bytes`` what a step loads, ``step_exp`` the exponentials it takes.  ``unit`` is the dtype
     whose peak bounds the arithmetic.  ``before_bytes`` are moved by a launch of their own that has
     to end first.  ``partial`` is the share of steps that do more than the plain
-    ones, ``gathered`` says that rows are fetched one by one from where a table says they are;
-    ``looped_spills`` that spilled words are read in inner loops;
-    ``registers`` a thread and ``spill_bytes`` are estimates (0: unknown).
+    ones; ``registers`` a thread and ``spill_bytes`` are estimates (0: unknown).
     """
 
     flop: float
@@ -40,8 +38,6 @@ class Work:
     registers: int = 0
     spill_bytes: int = 0
     before_bytes: float = 0.0
-    gathered: bool = False
-    looped_spills: bool = True
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,7 @@ Floats = npt.NDArray[np.float64]
 OVERHEADS = (1.0, 2.0, 4.0, 8.0)
 L2 = (1.5, 2.5, 4.0)
 EXPOSED = (0.0, 0.3, 0.6, 1.0)
-SPILLED = (512.0, 2048.0, 8192.0)
-SHRINK, OFFSET_SHRINK, LEVEL_SHRINK = 6.0, 0.1, 1.0
+SHRINK, OFFSET_SHRINK, LEVEL_SHRINK = 2.0, 0.1, 1.0
 """Ridge penalties of weights and offsets in rows, and of the level's weights in recordings."""
 
 
@@ -101,7 +100,7 @@ def fit(lessons: Sequence[Lesson], memo: Spans | None = None) -> Calibration:
     calibration are infinite until somebody has looked at what was left out: see `judging`.
     """
     memo = memo or Spans()
-    grid = [Physics(*at) for at in itertools.product(OVERHEADS, L2, EXPOSED, SPILLED)]
+    grid = [Physics(*at) for at in itertools.product(OVERHEADS, L2, EXPOSED)]
     rows = [row for lesson in lessons for row in memo.traits(lesson)]
     owners = np.repeat(np.arange(len(lessons)), [len(lesson.samples) for lesson in lessons])
     w = np.concatenate([np.full(len(x.samples), _weight(x) / len(x.samples)) for x in lessons])
@@ -219,7 +218,6 @@ def _calibration(
         overhead=physics.overhead,
         l2=physics.l2,
         exposed=physics.exposed,
-        spilled=physics.spilled,
         intercept=_six(intercept),
         weights={name: _six(value) for name, value in weights.items()},
         low=-math.inf,

@@ -24,7 +24,7 @@ from kdsl.targets import Target
 from kdsl.work import Work
 
 FILE = "calibration.json"
-VERSION = 2
+VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,6 @@ class Calibration:
     overhead: float
     l2: float
     exposed: float
-    spilled: float
     intercept: float
     weights: Mapping[str, float]
     low: float
@@ -66,7 +65,7 @@ class Calibration:
     @property
     def physics(self) -> Physics:
         """The bound's own parameters."""
-        return Physics(self.overhead, self.l2, self.exposed, self.spilled)
+        return Physics(self.overhead, self.l2, self.exposed)
 
     @cached_property
     def id(self) -> str:
@@ -123,17 +122,12 @@ def _checked(name: str, kind: str, value: Any) -> Any:
 
 
 def parse(text: str, where: str) -> tuple[Calibration, ...]:
-    """The entries of a file's text; none of an older version's, which a new fit replaces.
-
-    StoreError if it is no such file or a newer version's.
-    """
+    """The entries of a file's text; StoreError if it is none or a newer version's."""
     try:
         held = json.loads(text)
         version, entries = held["version"], held["entries"]
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{where} holds no calibrations: {error}") from error
-    if version in range(1, VERSION):
-        return ()
     if version != VERSION:
         raise StoreError(f"{where} has version {version!r}, this kdsl reads {VERSION}")
     return tuple(Calibration.from_json(entry) for entry in entries)

@@ -44,14 +44,12 @@ class Physics:
 
     ``overhead`` is a program's prologue and epilogue in inner-loop steps, ``l2`` the bandwidth of
     the L2 cache over that of memory, ``exposed`` the share of the shorter of products and
-    exponentials that is not hidden behind the longer, ``spilled`` the spilled bytes a thread that
-    make a step twice as long, where they are in it.
+    exponentials that is not hidden behind the longer.
     """
 
     overhead: float = 4.0
     l2: float = 2.5
     exposed: float = 0.3
-    spilled: float = 512.0
 
 
 @dataclass(frozen=True)
@@ -150,8 +148,7 @@ def physical_us(
     # Fewer than eight warps leave the units waiting for each other.
     busy = math.sqrt(min(1.0, slots * work.threads / 32 / 8))
     step_us = max(product, scores) + physics.exposed * min(product, scores)
-    spilled = loading.spill_bytes / physics.spilled if work.looped_spills else 0.0
-    step_us *= (1 + spilled) / busy
+    step_us *= (1 + loading.spill_bytes / 512) / busy
     load = work.step_bytes * target.sms * slots / max(target.bandwidth * physics.l2, 1.0) * 1e6
     waves: float = (span or makespan)(work.steps, target.sms * slots, physics.overhead)
     return max(waves * max(step_us, load), bytes_us) + LAUNCH_US
@@ -204,6 +201,7 @@ def traits(params: Mapping[str, Any], work: Work, loading: Loading) -> dict[str,
     found = {
         "warps": math.log2(max(loading.slots * warps, 1.0)),
         "alone": float(loading.slots == 1),
+        "spills": math.log2(1.0 + loading.spill_bytes / 64),
         "registers": max(loading.registers - 160, 0) / 64,
     }
     if work.step_flop:
@@ -213,7 +211,6 @@ def traits(params: Mapping[str, Any], work: Work, loading: Loading) -> dict[str,
             "step": step,
             "partial": work.partial,
             "partial step": work.partial * step,
-            "gathered": float(work.gathered),
             "steps": math.log2(float(work.steps.mean()) + 1 if len(work.steps) else 1.0) - 5,
             "reuse": math.log2(max(work.useful_flop, 1.0) / max(work.bytes, 1.0)) - 10,
         }

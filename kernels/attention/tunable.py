@@ -18,7 +18,6 @@ from kdsl.kernels.attention.config import (
     ITEM_BYTES,
     OFFERED,
     Config,
-    describable,
     space_of,
 )
 from kdsl.kernels.attention.distilled import distilled
@@ -197,8 +196,6 @@ class AttentionTunable:
             registers=min(registers, 255),
             spill_bytes=4 * max(registers - 255, 0),
             before_bytes=self.batch * copied_bytes(spec) if config.template == "hopper" else 0.0,
-            gathered=config.template == "portable" and not describable(spec),
-            looped_spills=False,
         )
 
     def _threads(self, config: Config) -> int:

@@ -1,8 +1,8 @@
 """Recordings that nobody recorded: a made-up GPU with a cost model of its own, for tests alone.
 
 The landscape is unlike the library's cost model on purpose: softmax and products overlap or not,
-pipelines hide loads or not, spills in loops hurt, every binary has a quirk that no model knows,
-times are noisy and some candidates fail.  Its rows go into no database but a test's.
+pipelines hide loads or not, spills hurt, every binary has a quirk that no model knows, times are
+noisy and some candidates fail.  Its rows go into no database but a test's.
 """
 
 from __future__ import annotations
@@ -36,15 +36,6 @@ KEYS: tuple[tuple[str, float | None], ...] = (
     ("flux-dev-1024", None),
     ("clip", None),
 )
-KINDS: tuple[tuple[str, float | None], ...] = (
-    ("wan2.1-1.3b-480p", 0.25),
-    ("cogvideox-5b", 0.3),
-    ("flux-dev-1024", None),
-    ("sd3.5-large-1024", None),
-    ("ltx-video-768x512", None),
-    ("clip", None),
-)
-"""One density of each, and more workloads."""
 SETTINGS = ("block_m", "block_n", "num_warps", "num_stages", "loads")
 """What the portable template knows; the other one knows them all."""
 SAMPLES = 12
@@ -91,7 +82,7 @@ def true_us(job: Job, params: dict[str, Any], target: Target) -> float:
     latency = {1: 900.0, 2: 260.0, 3: 110.0, 4: 90.0}[c.num_stages]
     latency *= 0.6 if c.loads == "descriptor" else 1.0
     step += latency / slots
-    if held > 240 and work.looped_spills:
+    if held > 240:
         step *= 1.0 + (held - 240) / 60
     each = (work.steps + 2.5) * step * slots
     us = finish(each, target.sms * slots) / (530.0 * slots) * (0.8 + 0.2 * slots) + 4.0

@@ -48,15 +48,15 @@ def test_what_cannot_run_is_not_timed(built: Built, status: str, said: str) -> N
 
 
 def test_a_prediction_uses_the_compilers_figures() -> None:
-    """Registers and shared memory are the binary's, not the static estimate."""
+    """Registers, spills and shared memory are the binary's, not the static estimate."""
     predictor = Predictor(JOB, A100)
     work = JOB.tunable.work(PARAMS, A100)
     fine = predictor.evaluate(PARAMS, BUILT, None)
     wanted = physical_us(work, A100, Loading.of(work, A100, Figures(64, 0, 8192)))
     assert fine.median_us == wanted
-    full = predictor.evaluate(PARAMS, replace(BUILT, registers=255), None)
-    assert full.median_us is not None
-    assert full.median_us != wanted
+    spilling = predictor.evaluate(PARAMS, replace(BUILT, spill_bytes=4096), None)
+    assert spilling.median_us is not None
+    assert spilling.median_us > wanted
     assert predictor.finals([fine], fine) == []
 
 

@@ -26,10 +26,10 @@ def lessons(found: list[Recording]) -> list[Lesson]:
     return [samples_of(r) for r in found]
 
 
-def test_held_out_workloads_are_ranked() -> None:
+def test_held_out_workloads_are_ranked(lessons: list[Lesson]) -> None:
     """On a landscape that the bound does not know, workloads left out of the fit are ranked and
     their best found within the goals, and far better than by the bound alone."""
-    found, cases = held_out([samples_of(r) for r in recordings(synthetic.held(synthetic.KINDS))[0]])
+    found, cases = held_out(lessons)
     said = summary(cases)
     assert said["spearman_median"] >= 0.8
     assert said["spearman_worst"] >= 0.6

@@ -23,7 +23,6 @@ from kdsl.kernels.attention.config import (
     OFFERED,
     OFFERED_BACKWARD,
     Config,
-    describable,
 )
 from kdsl.kernels.attention.hopper.backward import config as hopper
 from kdsl.kernels.attention.portable import narrow_problem, tile_problem
@@ -164,7 +163,6 @@ class BackwardTunable(AttentionTunable):
             partial=self._partial_share,
             registers=min(registers, 255),
             spill_bytes=4 * max(registers - 255, 0),
-            gathered=config.template == "portable" and not describable(spec),
         )
 
     def shared_bytes(self, config: Config, target: Target) -> int:

@@ -56,7 +56,6 @@ FITTED = Calibration(
     overhead=2.0,
     l2=4.0,
     exposed=0.6,
-    spilled=512.0,
     intercept=0.1,
     weights={"num_stages=2": 0.2, "partial": 0.5},
     low=-1.0,
@@ -171,8 +170,8 @@ def test_files_round_trip() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{", '{"version": 3, "entries": []}', '{"version": 2, "entries": [{}]}',
-     '{"version": 2, "entries": [3]}'],
+    ["", "[]", "{", '{"version": 2, "entries": []}', '{"version": 1, "entries": [{}]}',
+     '{"version": 1, "entries": [3]}'],
 )  # fmt: skip
 def test_broken_files_are_refused(text: str) -> None:
     """What is no file of calibrations is an error that names the place."""
