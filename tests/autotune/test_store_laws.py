@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, find, given, settings
 from hypothesis import strategies as st
 
 from kdsl.autotune.store import Store, export_jsonl, import_jsonl
@@ -40,9 +40,12 @@ assert sorted(CANDIDATES, key=lambda c: c.id) != CANDIDATES
 
 
 @st.composite
-def outcomes(draw: st.DrawFn) -> tuple[Row, ...]:
-    """One measurement with what it refers to, from so few values that ties abound."""
-    referents = [draw(st.sampled_from(some)) for some in (WORKLOADS, DEVICES, TOOLS, CANDIDATES)]
+def outcomes(draw: st.DrawFn, crowded: bool = False) -> tuple[Row, ...]:
+    """One measurement with what it refers to, from so few values that ties abound; ``crowded``:
+    of one group and few candidates, so that some are timed again and others are not."""
+    kinds = (WORKLOADS, DEVICES, TOOLS, CANDIDATES)
+    counts = (1, 1, 1, 3) if crowded else (len(some) for some in kinds)
+    referents = [draw(st.sampled_from(some[:n])) for some, n in zip(kinds, counts, strict=True)]
     run = draw(st.sampled_from(RUNS))
     fields: dict[str, Any] = {
         "kind": draw(st.sampled_from(["measured", "measured", "predicted"])),
@@ -72,7 +75,9 @@ def outcomes(draw: st.DrawFn) -> tuple[Row, ...]:
     return (*referents, run, row)
 
 
-DATABASES = st.lists(outcomes(), max_size=25).map(lambda found: {r for rows in found for r in rows})
+DATABASES = (
+    st.lists(outcomes(), max_size=25) | st.lists(outcomes(crowded=True), min_size=3, max_size=9)
+).map(lambda found: {r for rows in found for r in rows})
 
 
 def ranking(store: Store) -> list[tuple[Any, ...]]:
@@ -106,6 +111,18 @@ def _file(folder: Path, name: str, rows: Iterable[Row]) -> Path:
     with Store(folder / name) as store:
         store.add(*rows)
     return folder / name
+
+
+def test_some_databases_have_a_warm_card() -> None:
+    """Among the examples there are candidates whose time is scaled before it is compared."""
+
+    def scaled(rows: set[Row]) -> bool:
+        trials = MemorySource(rows).trials(WORKLOADS[0].id)
+        return any(s.heat != 1.0 for s in ranked(list(trials)))
+
+    find(st.lists(outcomes(crowded=True), min_size=3, max_size=9).map(
+        lambda found: {r for rows in found for r in rows}
+    ), scaled, settings=settings(max_examples=200, database=None))  # fmt: skip
 
 
 @settings(deadline=None, max_examples=60)

@@ -84,7 +84,8 @@ def ranked(group: Collection[Trial], condemned: Collection[str] = ()) -> list[St
 
     def order(standing: Standing) -> tuple[float | str, ...]:
         row, candidate = standing.trial.measurement, standing.trial.candidate
-        if row.interval()[0] * standing.heat > bar:
+        once = standing.runs == 1 < leader.runs
+        if once or row.interval()[0] * standing.heat > bar:
             return (1, standing.fair_us, candidate.id)
         return (
             0,

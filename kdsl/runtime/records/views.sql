@@ -8,7 +8,8 @@
 --    with its time multiplied by the heat: the median of the first of those that were timed again,
 --    over its quickest run.
 -- 4. The candidate with the lowest time leads (ties by candidate id). Whoever's interval reaches
---    down to the upper end of the leader's is tied with it.
+--    down to the upper end of the leader's is tied with it, but for those that were timed once
+--    where the leader was timed again.
 -- 5. Of the tied: the default, then less shared memory, then fewer registers (unknown last), then
 --    the shorter params text, then the smaller candidate id. Behind them the rest by time.
 -- kdsl/runtime/records/select.py computes the same over rows that are in no database.
@@ -55,12 +56,16 @@ fair AS (
     SELECT typical.*,
            FIRST_VALUE(COALESCE(ci_hi_us, median_us) * heat) OVER (
                PARTITION BY workload_id, device_id, toolchain_id, kind
-               ORDER BY median_us * heat, candidate_id) AS bar
+               ORDER BY median_us * heat, candidate_id) AS bar,
+           FIRST_VALUE(runs) OVER (
+               PARTITION BY workload_id, device_id, toolchain_id, kind
+               ORDER BY median_us * heat, candidate_id) AS leader_runs
     FROM typical
 ),
 judged AS (
     SELECT fair.*,
-           CASE WHEN COALESCE(ci_lo_us, median_us) * heat <= bar THEN 1 ELSE 0 END AS tied
+           CASE WHEN COALESCE(ci_lo_us, median_us) * heat <= bar
+                     AND (runs > 1 OR leader_runs = 1) THEN 1 ELSE 0 END AS tied
     FROM fair
 )
 SELECT id AS measurement_id, workload_id, device_id, toolchain_id, kind, candidate_id, params,

@@ -64,6 +64,28 @@ def test_runs_are_pooled_by_their_lower_median() -> None:
     assert (second.trial.measurement.median_us, second.runs) == (2.0, 3)
 
 
+def test_who_was_timed_once_is_held_against_a_warm_card() -> None:
+    """The fastest lose 10 % when they are timed again; one that was timed once in between does not
+    pass them for that, one that was faster by more does, and each stands by what it measured."""
+    again = [_trial("first", m, run=str(i)) for i, m in enumerate((10.0, 11.0, 11.1))]
+    again += [_trial("second", m, run=str(i)) for i, m in enumerate((10.1, 11.5, 11.6))]
+    assert _names([*again, _trial("once", 10.4)]) == ["first", "once", "second"]
+    ranking = ranked([*again, _trial("once", 9.0)])
+    assert [s.trial.candidate.params["name"] for s in ranking] == ["once", "first", "second"]
+    assert ranking[0].trial.measurement.median_us == 9.0
+    assert ranking[0].heat == 11.0 / 10.0
+    assert [s.heat for s in ranking[1:]] == [1.0, 1.0]
+
+
+def test_who_was_timed_once_is_not_tied() -> None:
+    """Fewer resources decide among those that were timed again, not for one that was not."""
+    span = {"ci_lo_us": 0.5, "ci_hi_us": 20.0}
+    again = [_trial("first", 10.0, run=r, **span, shared_bytes=900) for r in "ab"]
+    again += [_trial("second", 10.1, run=r, **span, shared_bytes=800) for r in "ab"]
+    once = _trial("once", 10.2, **span, shared_bytes=1)
+    assert _names([*again, once]) == ["second", "first", "once"]
+
+
 def test_wrong_results_outrank_all_times() -> None:
     """A candidate that was ever wrong is out, and so is its binary elsewhere."""
     assert _names([_trial("a", 1.0), _trial("b", 2.0), _wrong("a")]) == ["b"]
